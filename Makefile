@@ -1,0 +1,34 @@
+# Thin by intent: each target is a line or two over the tools it names.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# The stamp is newer than these files exactly when the environment is as they say, so that a second run installs nothing.
+STAMP := $(VENV)/.installed
+export MPLBACKEND := agg
+
+.PHONY: lab test format clean
+
+lab: $(STAMP)
+	$(BIN)/python -m mbls phantom --if-missing
+	JUPYTER_CONFIG_DIR=$(CURDIR)/$(VENV)/etc/jupyter $(BIN)/jupyter lab $(LAB_OPTIONS) notebooks/00_start_here.ipynb
+
+test: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/python -m pytest
+	$(BIN)/python -m mbls phantom --if-missing
+	$(BIN)/python -m pytest --nbval --nbval-current-env notebooks
+
+format: $(STAMP)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) data/phantom runs .pytest_cache .ruff_cache .hypothesis
+
+# torch first and pinned: a plain `torch` may bring several gigabytes of CUDA packages.
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -c constraints.txt torch==2.13.0
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[course,dev]'
+	touch $@

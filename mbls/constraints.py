@@ -1,0 +1,206 @@
+r"""The theory in small pure functions: logit distances, penalties with their closed-form gradients, calibration maps.
+
+All functions take logits with the classes on dimension ``dim`` and work for any number of other dimensions.
+Notation: ``s = softmax(l)``, ``u = (1/K, ..., 1/K)``, ``d_k = max_i l_i - l_k``.
+Source of the view: Murugesan et al., arXiv 2209.09641, and Liu et al., CVPR 2022, "The Devil is in the Margin".
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+
+__all__ = [
+    "PENALTIES",
+    "Penalty",
+    "calibration_map",
+    "confidence_at_margin",
+    "kl_softmax_to_uniform",
+    "kl_softmax_to_uniform_gradient",
+    "kl_uniform_to_softmax",
+    "kl_uniform_to_softmax_gradient",
+    "linear_penalty",
+    "linear_penalty_gradient",
+    "logit_distances",
+    "margin_penalty",
+    "margin_penalty_gradient",
+]
+
+
+def _check_logits(logits: torch.Tensor, dim: int) -> None:
+    if not logits.is_floating_point():
+        raise ValueError(f"logits: got {logits.dtype}, expected floating point")
+    if not -logits.dim() <= dim < logits.dim():
+        raise ValueError(f"dim: got {dim}, expected a dimension of logits of shape {tuple(logits.shape)}")
+    if logits.shape[dim] < 2:
+        raise ValueError(f"logits: got {logits.shape[dim]} class in dimension {dim} of {tuple(logits.shape)}, expected at least 2")
+    if not torch.isfinite(logits).all():
+        raise ValueError(f"logits: got {int((~torch.isfinite(logits)).sum())} NaN or infinite values, expected finite logits")
+
+
+def logit_distances(logits: torch.Tensor, dim: int = 1) -> torch.Tensor:
+    """Distances of the logits to the largest one, ``d_k = max_i l_i - l_k >= 0``; same shape as the logits.
+
+    Raises:
+        ValueError: logits that are not finite floating point with at least 2 classes.
+
+    Source: arXiv 2209.09641, the vector d(l).
+    """
+    _check_logits(logits, dim)
+    return logits.amax(dim=dim, keepdim=True) - logits
+
+
+def kl_uniform_to_softmax(logits: torch.Tensor, dim: int = 1) -> torch.Tensor:
+    r"""``KL(u || s) = logsumexp(l) - mean(l) - log K``: the penalty hidden in label smoothing; dimension ``dim`` is reduced.
+
+    Lies between ``mean_k d_k - log K`` and ``mean_k d_k``, so it acts like a linear penalty for d = 0.
+    """
+    _check_logits(logits, dim)
+    return logits.logsumexp(dim) - logits.mean(dim) - math.log(logits.shape[dim])
+
+
+def kl_uniform_to_softmax_gradient(logits: torch.Tensor, dim: int = 1) -> torch.Tensor:
+    """Gradient of :func:`kl_uniform_to_softmax` in the logits: ``s - u``."""
+    _check_logits(logits, dim)
+    return logits.softmax(dim) - 1 / logits.shape[dim]
+
+
+def kl_softmax_to_uniform(logits: torch.Tensor, dim: int = 1) -> torch.Tensor:
+    """``KL(s || u) = log K - H(s)``: the penalty of ECP and, as a bound, of the focal loss; at most ``mean_k d_k``."""
+    _check_logits(logits, dim)
+    log_probs = logits.log_softmax(dim)
+    return math.log(logits.shape[dim]) + (log_probs.exp() * log_probs).sum(dim)
+
+
+def kl_softmax_to_uniform_gradient(logits: torch.Tensor, dim: int = 1) -> torch.Tensor:
+    """Gradient of :func:`kl_softmax_to_uniform` in the logits: ``s_k (log s_k + H(s))``."""
+    _check_logits(logits, dim)
+    log_probs = logits.log_softmax(dim)
+    probs = log_probs.exp()
+    return probs * (log_probs - (probs * log_probs).sum(dim, keepdim=True))
+
+
+def linear_penalty(logits: torch.Tensor, dim: int = 1) -> torch.Tensor:
+    """``mean_k d_k``: the linear penalty for the equality d = 0 (MbLS with margin 0)."""
+    return margin_penalty(logits, 0.0, dim)
+
+
+def linear_penalty_gradient(logits: torch.Tensor, dim: int = 1) -> torch.Tensor:
+    """Gradient of :func:`linear_penalty`: ``-1/K``, and ``(K-1)/K`` at the arg-max, however small the distances are."""
+    return _arg_max_gradient(logits, torch.ones_like(logits, dtype=torch.bool), dim)
+
+
+def margin_penalty(logits: torch.Tensor, margin: float, dim: int = 1) -> torch.Tensor:
+    """``mean_k max(0, d_k - m)``: the hinge of MbLS for the inequality d <= m.
+
+    Args:
+        margin: m >= 0, in logits.
+
+    Raises:
+        ValueError: negative margin; logits as in :func:`logit_distances`.
+    """
+    _check_margin(margin)
+    return F.relu(logit_distances(logits, dim) - margin).mean(dim)
+
+
+def margin_penalty_gradient(logits: torch.Tensor, margin: float, dim: int = 1) -> torch.Tensor:
+    """Gradient of :func:`margin_penalty`: ``-[d_k > m] / K``, plus the number of violations over K at the arg-max."""
+    _check_margin(margin)
+    return _arg_max_gradient(logits, logit_distances(logits, dim) > margin, dim)
+
+
+def _check_margin(margin: float) -> None:
+    if not (math.isfinite(margin) and margin >= 0):
+        raise ValueError(f"margin: got {margin}, expected a finite number >= 0")
+
+
+def _arg_max_gradient(logits: torch.Tensor, violated: torch.Tensor, dim: int) -> torch.Tensor:
+    _check_logits(logits, dim)
+    num_classes = logits.shape[dim]
+    violated = violated.to(logits.dtype)
+    at_max = torch.zeros_like(logits).scatter_(dim, logits.argmax(dim, keepdim=True), 1.0)
+    return (at_max * violated.sum(dim, keepdim=True) - violated) / num_classes
+
+
+def confidence_at_margin(margin: float, num_classes: int) -> float:
+    """Winning probability where every other logit lies exactly m below, ``1 / (1 + (K-1) exp(-m))``: the feasible set's ceiling.
+
+    Raises:
+        ValueError: negative margin; fewer than 2 classes.
+    """
+    _check_margin(margin)
+    if num_classes < 2:
+        raise ValueError(f"num_classes: got {num_classes}, expected at least 2")
+    return 1 / (1 + (num_classes - 1) * math.exp(-margin))
+
+
+class Penalty(NamedTuple):
+    """A penalty of the course and its gradient, as functions of ``(logits, dim)``."""
+
+    label: str
+    value: Callable[..., torch.Tensor]
+    gradient: Callable[..., torch.Tensor]
+
+
+def _hinge(margin: float) -> Penalty:
+    return Penalty(
+        f"hinge, m = {margin:g}",
+        lambda logits, dim=1: margin_penalty(logits, margin, dim),
+        lambda logits, dim=1: margin_penalty_gradient(logits, margin, dim),
+    )
+
+
+#: The penalties side by side, for figures and tests. ``hinge`` is MbLS's at the margin used on ACDC.
+PENALTIES: dict[str, Penalty] = {
+    "ls": Penalty("KL(u || s), in LS", kl_uniform_to_softmax, kl_uniform_to_softmax_gradient),
+    "ecp": Penalty("KL(s || u), in ECP and FL", kl_softmax_to_uniform, kl_softmax_to_uniform_gradient),
+    "linear": Penalty("mean of d, for d = 0", linear_penalty, linear_penalty_gradient),
+    "hinge": _hinge(5.0),
+}
+
+
+def calibration_map(
+    loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], probs: torch.Tensor, iterations: int = 400
+) -> torch.Tensor:
+    """What a loss makes of a voxel whose labels are drawn from q: the minimiser s* of its expected value, found numerically.
+
+    Args:
+        loss: maps logits (B, K) and labels (B,) to values (B,), such as a loss of mbls.losses with ``reduction="none"``; or one of
+            your own.
+        probs: label distributions q, (N, K), rows summing to 1.
+        iterations: steps of Rprop; the default reaches about 1e-6 for the losses of this package.
+
+    Returns:
+        s*, (N, K), float64. A loss without a finite minimiser (CE where some q_k is 0) is followed as far as the steps reach.
+
+    Raises:
+        ValueError: probs not (N, K) with rows on the simplex; a loss that does not return a value per row.
+
+    Source: the stationary points behind the constraint view of arXiv 2209.09641; computed here for every loss alike.
+    """
+    if probs.dim() != 2 or probs.shape[1] < 2 or not probs.is_floating_point():
+        raise ValueError(f"probs: got shape {tuple(probs.shape)} of {probs.dtype}, expected floating point (N, K) with K >= 2")
+    probs = probs.double()
+    if not ((probs >= 0).all() and ((probs.sum(1) - 1).abs() < 1e-4).all()):
+        raise ValueError("probs: got rows off the simplex, expected non-negative entries that sum to 1")
+    n, num_classes = probs.shape
+    labels = torch.arange(num_classes).repeat(n)
+    # The winner's logit is pinned at 0. That fixes the free constant of the softmax, and every kink of a hinge on the
+    # distances then lies along one coordinate, where a method that adapts a step per coordinate (Rprop) converges;
+    # plain gradient steps would rattle on it.
+    pinned = F.one_hot(probs.argmax(1), num_classes).bool()
+    free = torch.zeros(n, num_classes, dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.Rprop([free], lr=0.1, step_sizes=(1e-12, 1.0))
+    for _ in range(iterations):
+        optimizer.zero_grad()
+        logits = free.masked_fill(pinned, 0.0)
+        values = loss(logits.repeat_interleave(num_classes, dim=0), labels)
+        if values.shape != (n * num_classes,):
+            raise ValueError(f'loss: got values of shape {tuple(values.shape)}, expected one per row; use reduction="none"')
+        (values.view(n, num_classes) * probs).sum().backward()
+        optimizer.step()
+    return free.detach().masked_fill(pinned, 0.0).softmax(1)

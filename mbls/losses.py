@@ -1,0 +1,454 @@
+r"""Losses of the MbLS paper as modules that read like MONAI's; they need torch only, so the file may be copied into a project.
+
+Shapes are the same everywhere: logits ``(B, K, *spatial)``, floating point; target ``(B, *spatial)`` or
+``(B, 1, *spatial)``, integer class labels. ``reduction="none"`` returns ``(B, *spatial)``; "sum" adds the voxels up;
+"mean" divides by the number of voxels whose label is not ``ignore_index`` (and is 0, with zero gradient, where that
+number is 0). Half-precision logits are computed in float32.
+
+Notation: ``s = softmax(l)``, ``y`` the one-hot label, ``j`` the labelled class, ``d_k = max_i l_i - l_k`` the logit distances.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch.nn.modules.loss import _Loss
+
+__all__ = [
+    "LOSSES",
+    "AlphaSchedule",
+    "CrossEntropyLoss",
+    "EntropyPenaltyLoss",
+    "FocalLoss",
+    "LabelSmoothingLoss",
+    "MbLSLoss",
+    "NACLLoss",
+    "SVLSLoss",
+    "WithDice",
+    "build_loss",
+]
+
+
+class _VoxelLoss(_Loss):
+    """Checks, precision and reduction shared by the losses; a subclass gives the value of each voxel."""
+
+    def __init__(self, ignore_index: int = -100, reduction: str = "mean") -> None:
+        super().__init__()
+        if reduction not in ("mean", "sum", "none"):
+            raise ValueError(f'reduction: got {reduction!r}, expected "mean", "sum" or "none"')
+        self.ignore_index = ignore_index
+        self.reduction = reduction
+
+    def voxel_loss(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        """Loss of each voxel, (B, *spatial), from checked float logits and int64 targets; the caller masks ignored voxels."""
+        raise NotImplementedError
+
+    def forward(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        target = _checked_target(logits, target, self.ignore_index)
+        if logits.dtype in (torch.float16, torch.bfloat16):
+            logits = logits.float()
+        keep = target != self.ignore_index
+        with torch.autocast(logits.device.type, enabled=False):
+            values = self.voxel_loss(logits, target)
+        values = torch.where(keep, values, values.new_zeros(()))
+        if self.reduction == "none":
+            loss = values
+        elif self.reduction == "sum":
+            loss = values.sum()
+        else:
+            loss = values.sum() / keep.sum().clamp(min=1)
+        _raise_if_not_finite(loss, logits)
+        return loss
+
+
+def _checked_target(logits: torch.Tensor, target: torch.Tensor, ignore_index: int) -> torch.Tensor:
+    """Target as int64 (B, *spatial), or a ValueError that says what is wrong with it."""
+    if logits.dim() < 2 or not logits.is_floating_point():
+        raise ValueError(f"logits: got shape {tuple(logits.shape)} of {logits.dtype}, expected floating point (B, K, *spatial)")
+    if logits.shape[1] < 2:
+        raise ValueError(f"logits: got {logits.shape[1]} class (dimension 1 of {tuple(logits.shape)}), expected at least 2")
+    if target.is_floating_point() or target.is_complex() or target.dtype == torch.bool:
+        raise ValueError(f"target: got {target.dtype}, expected integer class labels")
+    expected = logits.shape[:1] + logits.shape[2:]
+    if target.dim() == logits.dim() and target.shape[1] == 1:
+        target = target.squeeze(1)
+    if target.shape != expected:
+        raise ValueError(
+            f"target: got shape {tuple(target.shape)}, expected {tuple(expected)} or a channel of size 1 after the batch, "
+            f"for logits of shape {tuple(logits.shape)}; one-hot labels want an argmax over their channels"
+        )
+    target = target.long()
+    # On a GPU reading the range would make the host wait at every step; there the indexing kernels assert it themselves.
+    if target.device.type == "cpu" and target.numel() and not torch.compiler.is_compiling():
+        lowest, highest = target.aminmax()
+        if lowest < 0 or highest >= logits.shape[1]:
+            wrong = target[(target != ignore_index) & ((target < 0) | (target >= logits.shape[1]))]
+            if wrong.numel():
+                raise ValueError(
+                    f"target: got label {wrong[0].item()} ({wrong.numel()} voxels out of range), "
+                    f"expected 0..{logits.shape[1] - 1} or ignore_index={ignore_index}"
+                )
+    return target
+
+
+def _raise_if_not_finite(loss: torch.Tensor, logits: torch.Tensor) -> None:
+    # Looked at on the CPU only, for the same reason; and only when the loss shows it, so that a healthy step pays nothing.
+    if loss.device.type != "cpu" or torch.compiler.is_compiling() or torch.isfinite(loss.detach()).all():
+        return
+    bad = int((~torch.isfinite(logits.detach())).sum())
+    if bad:
+        raise ValueError(f"logits: got {bad} NaN or infinite values of {logits.numel()}, expected finite logits")
+
+
+def _log_likelihood(log_probs: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    # Ignored voxels (any label outside the classes) take class 0 here; the caller masks them.
+    inside = target.clamp(0, log_probs.shape[1] - 1)
+    return log_probs.gather(1, inside.unsqueeze(1)).squeeze(1)
+
+
+def _check_not_negative(**options: float) -> None:
+    for name, value in options.items():
+        if not (math.isfinite(value) and value >= 0):
+            raise ValueError(f"{name}: got {value}, expected a finite number >= 0")
+
+
+class CrossEntropyLoss(_VoxelLoss):
+    r"""Cross-entropy, ``-log s_j``: torch's value, with the targets and the checks of the other losses here.
+
+    Source: the baseline CE of Murugesan et al., arXiv 2209.09641.
+    """
+
+    def voxel_loss(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        return -_log_likelihood(F.log_softmax(logits, dim=1), target)
+
+
+class LabelSmoothingLoss(_VoxelLoss):
+    r"""Cross-entropy against smoothed labels (LS).
+
+    .. math:: (1-\alpha)\,(-\log s_j) + \frac{\alpha}{K} \sum_k -\log s_k
+
+    Args:
+        alpha: weight of the uniform distribution in the label, 0 <= alpha <= 1.
+
+    Raises:
+        ValueError: alpha outside [0, 1]; logits or target not as the module docstring says.
+
+    Source: Szegedy et al., CVPR 2016; baseline LS of arXiv 2209.09641.
+    """
+
+    def __init__(self, alpha: float = 0.1, ignore_index: int = -100, reduction: str = "mean") -> None:
+        super().__init__(ignore_index, reduction)
+        if not 0 <= alpha <= 1:
+            raise ValueError(f"alpha: got {alpha}, expected 0 <= alpha <= 1")
+        self.alpha = alpha
+
+    def voxel_loss(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        log_probs = F.log_softmax(logits, dim=1)
+        return -(1 - self.alpha) * _log_likelihood(log_probs, target) - self.alpha * log_probs.mean(dim=1)
+
+
+class FocalLoss(_VoxelLoss):
+    r"""Multi-class focal loss (FL) on the softmax, ``-(1 - s_j)^gamma log s_j``.
+
+    Args:
+        gamma: focusing parameter, >= 0; 0 gives cross-entropy.
+
+    Raises:
+        ValueError: negative gamma; logits or target not as the module docstring says.
+
+    Source: Lin et al., ICCV 2017; for calibration Mukhoti et al., NeurIPS 2020; baseline FL of arXiv 2209.09641.
+    """
+
+    def __init__(self, gamma: float = 3.0, ignore_index: int = -100, reduction: str = "mean") -> None:
+        super().__init__(ignore_index, reduction)
+        _check_not_negative(gamma=gamma)
+        self.gamma = gamma
+
+    def voxel_loss(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        log_likelihood = _log_likelihood(F.log_softmax(logits, dim=1), target)
+        # The clamp keeps the gradient of pow finite where s_j rounds to 1 and gamma < 1.
+        miss = (-torch.expm1(log_likelihood)).clamp(min=torch.finfo(logits.dtype).tiny)
+        return -(miss**self.gamma) * log_likelihood
+
+
+class EntropyPenaltyLoss(_VoxelLoss):
+    r"""Cross-entropy minus the entropy of the prediction (ECP, explicit confidence penalty).
+
+    .. math:: -\log s_j - \alpha H(s), \qquad H(s) = -\sum_k s_k \log s_k \text{ in nats}
+
+    Args:
+        alpha: weight of the entropy, >= 0. The official code also divides H by K: its alpha is K times this one.
+
+    Raises:
+        ValueError: negative alpha; logits or target not as the module docstring says.
+
+    Source: Pereyra et al., ICLR workshop 2017; baseline ECP of arXiv 2209.09641.
+    """
+
+    def __init__(self, alpha: float = 0.1, ignore_index: int = -100, reduction: str = "mean") -> None:
+        super().__init__(ignore_index, reduction)
+        _check_not_negative(alpha=alpha)
+        self.alpha = alpha
+
+    def voxel_loss(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        log_probs = F.log_softmax(logits, dim=1)
+        entropy = -(log_probs.exp() * log_probs).sum(dim=1)
+        return -_log_likelihood(log_probs, target) - self.alpha * entropy
+
+
+class MbLSLoss(_VoxelLoss):
+    r"""Cross-entropy with a margin on the logit distances (MbLS).
+
+    .. math:: -\log s_j + \frac{\alpha}{K} \sum_k \max(0, \max_i l_i - l_k - m)
+
+    Where several logits share the maximum, the sub-gradient of the maximum goes to one of them, the arg-max (as torch.max).
+
+    Args:
+        margin: largest logit distance that goes unpenalised, m >= 0, in logits.
+        alpha: weight of the penalty, lambda in the paper, >= 0.
+        norm: "l1" for the hinge above, "l2" for its square. The official 'L2' code squares before the hinge, which penalises
+            distances on both sides of m; here "l2" means ``max(0, d - m) ** 2``, free inside the margin.
+
+    Raises:
+        ValueError: negative margin or alpha; unknown norm; logits or target not as the module docstring says.
+
+    Source: Murugesan et al., Medical Image Analysis 2023, arXiv 2209.09641, the penalty form of the margin constraint.
+    """
+
+    def __init__(
+        self,
+        margin: float = 10.0,
+        alpha: float = 0.1,
+        norm: str = "l1",
+        ignore_index: int = -100,
+        reduction: str = "mean",
+    ) -> None:
+        super().__init__(ignore_index, reduction)
+        _check_not_negative(margin=margin, alpha=alpha)
+        if norm not in ("l1", "l2"):
+            raise ValueError(f'norm: got {norm!r}, expected "l1" or "l2"')
+        self.margin = margin
+        self.alpha = alpha
+        self.norm = norm
+
+    def voxel_loss(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        distances = logits.max(dim=1, keepdim=True).values - logits
+        excess = F.relu(distances - self.margin)
+        penalty = excess if self.norm == "l1" else excess.square()
+        return -_log_likelihood(F.log_softmax(logits, dim=1), target) + self.alpha * penalty.mean(dim=1)
+
+
+class SVLSLoss(_VoxelLoss):
+    r"""Cross-entropy against labels smoothed over the neighbouring voxels (SVLS).
+
+    The one-hot labels are filtered with a Gaussian whose centre carries as much weight as all its neighbours together,
+    with replicate padding. A voxel with ``ignore_index`` takes no part: the labels of its neighbours are renormalised without it.
+
+    Args:
+        num_classes: K.
+        sigma: standard deviation of the Gaussian, > 0, in voxels.
+        kernel_size: odd, >= 3, in voxels.
+        spatial_dims: 2 or 3.
+
+    Raises:
+        ValueError: an option out of range; logits with another number of classes or dimensions; else as the module docstring says.
+
+    Source: Islam and Glocker, IPMI 2021; baseline SVLS of arXiv 2209.09641.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        sigma: float = 1.0,
+        kernel_size: int = 3,
+        spatial_dims: int = 2,
+        ignore_index: int = -100,
+        reduction: str = "mean",
+    ) -> None:
+        super().__init__(ignore_index, reduction)
+        if num_classes < 2:
+            raise ValueError(f"num_classes: got {num_classes}, expected at least 2")
+        if not (math.isfinite(sigma) and sigma > 0):
+            raise ValueError(f"sigma: got {sigma}, expected a finite number > 0")
+        if kernel_size < 3 or kernel_size % 2 == 0:
+            raise ValueError(f"kernel_size: got {kernel_size}, expected an odd number >= 3")
+        if spatial_dims not in (2, 3):
+            raise ValueError(f"spatial_dims: got {spatial_dims}, expected 2 or 3")
+        self.num_classes = num_classes
+        self.spatial_dims = spatial_dims
+        self.padding = kernel_size // 2
+        kernel = _svls_kernel(sigma, kernel_size, spatial_dims)
+        self.register_buffer("kernel", kernel.expand(num_classes, 1, *kernel.shape).contiguous(), persistent=False)
+
+    def smooth_labels(self, target: torch.Tensor) -> torch.Tensor:
+        """Soft labels (B, K, *spatial), float32, that sum to 1 at each voxel, from labels (B, *spatial)."""
+        keep = target != self.ignore_index
+        one_hot = F.one_hot(torch.where(keep, target, 0), self.num_classes).movedim(-1, 1).to(self.kernel.dtype)
+        one_hot = one_hot * keep.unsqueeze(1)
+        padded = F.pad(one_hot, (self.padding, self.padding) * self.spatial_dims, mode="replicate")
+        convolve = F.conv2d if self.spatial_dims == 2 else F.conv3d
+        smooth = convolve(padded, self.kernel, groups=self.num_classes)
+        return smooth / smooth.sum(dim=1, keepdim=True).clamp(min=torch.finfo(smooth.dtype).tiny)
+
+    def voxel_loss(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        if logits.dim() != self.spatial_dims + 2 or logits.shape[1] != self.num_classes:
+            expected = f"(B, {self.num_classes}, *spatial) with {self.spatial_dims} spatial dimensions"
+            raise ValueError(f"logits: got shape {tuple(logits.shape)}, expected {expected}")
+        return -(self.smooth_labels(target) * F.log_softmax(logits, dim=1)).sum(dim=1)
+
+
+def _svls_kernel(sigma: float, size: int, spatial_dims: int) -> torch.Tensor:
+    offsets = torch.arange(size, dtype=torch.float64) - size // 2
+    line = torch.exp(-0.5 * (offsets / sigma) ** 2)
+    kernel = line
+    for _ in range(spatial_dims - 1):
+        kernel = kernel.unsqueeze(-1) * line
+    kernel = kernel / kernel.sum()
+    centre = (size // 2,) * spatial_dims
+    neighbours = 1 - kernel[centre]
+    kernel[centre] = neighbours
+    return (kernel / kernel.sum()).float()
+
+
+class NACLLoss(_VoxelLoss):
+    r"""MONAI's NACLLoss (the follow-up of MbLS) with the targets and the checks of the other losses here.
+
+    It knows neither ``ignore_index`` nor a value per voxel, so the reduction is always the mean.
+
+    Args:
+        num_classes: K.
+        alpha: weight of the neighbour-aware penalty, >= 0.
+        spatial_dims: 2 or 3.
+
+    Raises:
+        ValueError: an option out of range; logits with another number of classes or dimensions; else as the module docstring says.
+
+    Source: Murugesan et al., MICCAI 2023, arXiv 2303.06268. Needs MONAI.
+    """
+
+    def __init__(self, num_classes: int, alpha: float = 0.1, spatial_dims: int = 2) -> None:
+        super().__init__()
+        from monai.losses import NACLLoss as MonaiNACLLoss
+
+        _check_not_negative(alpha=alpha)
+        self.num_classes = num_classes
+        self.spatial_dims = spatial_dims
+        self.nacl = MonaiNACLLoss(classes=num_classes, dim=spatial_dims, alpha=alpha)
+
+    @property
+    def alpha(self) -> float:
+        return self.nacl.alpha
+
+    @alpha.setter
+    def alpha(self, value: float) -> None:
+        self.nacl.alpha = value
+
+    def forward(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        target = _checked_target(logits, target, ignore_index=-100)
+        if logits.dim() != self.spatial_dims + 2 or logits.shape[1] != self.num_classes:
+            expected = f"(B, {self.num_classes}, *spatial) with {self.spatial_dims} spatial dimensions"
+            raise ValueError(f"logits: got shape {tuple(logits.shape)}, expected {expected}")
+        with torch.autocast(logits.device.type, enabled=False):
+            loss = self.nacl(logits.float(), target)
+        _raise_if_not_finite(loss, logits)
+        return loss
+
+
+class WithDice(_Loss):
+    """A loss plus MONAI's soft Dice loss, 1 : 1 (CE+DSC and MbLS+DSC of the paper).
+
+    Args:
+        loss: a loss of this module with ``reduction="mean"``; its ignored voxels are left out of the Dice as well.
+
+    Raises:
+        ValueError: another reduction than the mean; else what the inner loss raises.
+
+    Source: the "+DSC" rows of arXiv 2209.09641; Milletari et al., 3DV 2016. Needs MONAI.
+    """
+
+    def __init__(self, loss: _VoxelLoss) -> None:
+        super().__init__()
+        from monai.losses import DiceLoss
+
+        if loss.reduction != "mean":
+            raise ValueError(f'loss: got reduction={loss.reduction!r}, expected "mean", since a Dice score has no value per voxel')
+        self.loss = loss
+        self.dice = DiceLoss()
+
+    def forward(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        first = self.loss(logits, target)
+        target = _checked_target(logits, target, self.loss.ignore_index)
+        keep = target != self.loss.ignore_index
+        one_hot = F.one_hot(torch.where(keep, target, 0), logits.shape[1]).movedim(-1, 1)
+        keep = keep.unsqueeze(1)
+        with torch.autocast(logits.device.type, enabled=False):
+            probs = logits.softmax(dim=1, dtype=torch.promote_types(logits.dtype, torch.float32))
+            return first + self.dice(probs * keep, one_hot * keep)
+
+
+class AlphaSchedule:
+    """The penalty's weight as a function of the epoch, as the official code schedules it, up to a maximum.
+
+    Args:
+        alpha: weight in epoch 0.
+        mode: "constant"; "add" (``alpha + step * n``); or "multiply" (``alpha * step ** n``).
+        step: what is added or multiplied.
+        every: n counts blocks of so many epochs, >= 1.
+        maximum: the weight stops growing here.
+
+    Raises:
+        ValueError: unknown mode; negative alpha, step or maximum; every < 1; a negative epoch.
+
+    Source: ``schedule_alpha`` of the official implementation of arXiv 2209.09641.
+    """
+
+    def __init__(self, alpha: float, mode: str = "constant", step: float = 0.0, every: int = 1, maximum: float = 100.0) -> None:
+        if mode not in ("constant", "add", "multiply"):
+            raise ValueError(f'mode: got {mode!r}, expected "constant", "add" or "multiply"')
+        _check_not_negative(alpha=alpha, step=step, maximum=maximum)
+        if every < 1:
+            raise ValueError(f"every: got {every}, expected at least 1 epoch")
+        self.alpha, self.mode, self.step, self.every, self.maximum = alpha, mode, step, every, maximum
+
+    def __call__(self, epoch: int) -> float:
+        """Weight in the epoch (counted from 0). A pure function, so that a resumed run needs no state of it."""
+        if epoch < 0:
+            raise ValueError(f"epoch: got {epoch}, expected >= 0")
+        if self.mode == "constant":
+            return self.alpha
+        blocks = epoch // self.every
+        value = self.alpha + self.step * blocks if self.mode == "add" else self.alpha * self.step**blocks
+        return min(value, self.maximum)
+
+
+#: Name -> builder(num_classes, **options); see :func:`build_loss`.
+LOSSES: dict[str, Callable[..., _Loss]] = {
+    "ce": lambda num_classes, **options: CrossEntropyLoss(**options),
+    "ce_dice": lambda num_classes, **options: WithDice(CrossEntropyLoss(**options)),
+    "ls": lambda num_classes, **options: LabelSmoothingLoss(**options),
+    "fl": lambda num_classes, **options: FocalLoss(**options),
+    "ecp": lambda num_classes, **options: EntropyPenaltyLoss(**options),
+    "svls": SVLSLoss,
+    "mbls": lambda num_classes, **options: MbLSLoss(**options),
+    "mbls_dice": lambda num_classes, **options: WithDice(MbLSLoss(**options)),
+    "nacl": NACLLoss,
+}
+
+
+def build_loss(name: str, num_classes: int, **options: float | int | str) -> _Loss:
+    """Loss by its name in :data:`LOSSES`, e.g. ``build_loss("mbls", 4, margin=5.0)``.
+
+    Raises:
+        ValueError: unknown name; an option that the loss does not have; an option out of range.
+    """
+    if name not in LOSSES:
+        raise ValueError(f"name: got {name!r}, expected one of {', '.join(LOSSES)}")
+    if num_classes < 2:
+        raise ValueError(f"num_classes: got {num_classes}, expected at least 2")
+    try:
+        return LOSSES[name](num_classes, **options)
+    except TypeError as error:
+        raise ValueError(f"options of loss {name!r}: got {options}: {error}") from error

@@ -1,0 +1,443 @@
+r"""Calibration metrics that stay exact on volumes of real size, and segmentation scores by MONAI.
+
+Shapes: probs ``(B, K, *spatial)`` floating point, each voxel's K values summing to 1; target ``(B, *spatial)`` or
+``(B, 1, *spatial)`` integer labels 0..K-1; mask ``(B, *spatial)`` boolean, True where a voxel counts (all voxels without
+it). ``(N, K)`` with ``(N,)`` works too. Values are fractions in 0..1, NLL in nats.
+
+Bins are right-closed, ``(lo, hi]``; a probability of exactly 0 falls in the first bin and one of exactly 1 in the last.
+All sums are float64: float32 sums over 1e7 voxels are off by several percent.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+__all__ = [
+    "REGIONS",
+    "CalibrationBins",
+    "Reliability",
+    "adaptive_calibration_error",
+    "average_over_volumes",
+    "brier_score",
+    "classwise_calibration_error",
+    "expected_calibration_error",
+    "negative_log_likelihood",
+    "region_mask",
+    "segmentation_scores",
+]
+
+#: Voxels of a block: small enough that its float64 copies stay near the cache, whatever the size of the volume.
+_BLOCK = 1 << 18
+
+
+class Reliability(NamedTuple):
+    """One reliability diagram; arrays of length num_bins, float64, NaN where a bin is empty."""
+
+    edges: np.ndarray  # num_bins + 1 edges
+    count: np.ndarray  # voxels in the bin (int64)
+    confidence: np.ndarray  # mean predicted probability
+    accuracy: np.ndarray  # fraction of these voxels whose label is the predicted class
+
+
+class CalibrationBins:
+    """Equal-width confidence bins that are filled batch by batch and merged across volumes, processes or machines.
+
+    Two tables are kept: one of the winning class (for ECE, ACE, MCE and the reliability diagram) and one per class (for CECE).
+
+    Args:
+        num_classes: K >= 2.
+        num_bins: bins of equal width on [0, 1], >= 1.
+
+    Raises:
+        ValueError: an option out of range; from :meth:`update` probs, target or mask not as the module docstring says; from the
+            figures when no voxel has been counted.
+
+    Source: Guo et al., ICML 2017 (ECE, MCE); Kull et al., NeurIPS 2019 (class-wise ECE); 15 bins as in arXiv 2209.09641.
+    """
+
+    def __init__(self, num_classes: int, num_bins: int = 15) -> None:
+        if num_classes < 2:
+            raise ValueError(f"num_classes: got {num_classes}, expected at least 2")
+        _check_num_bins(num_bins)
+        self.num_classes = num_classes
+        self.num_bins = num_bins
+        # Row 0 is the winning class, rows 1..K the classes. Counts are float64 as well: exact up to 2^53 voxels.
+        self._count = torch.zeros(num_classes + 1, num_bins, dtype=torch.float64)
+        self._prob_sum = torch.zeros_like(self._count)
+        self._hit_sum = torch.zeros_like(self._count)
+
+    def update(self, probs: torch.Tensor, target: torch.Tensor, mask: torch.Tensor | None = None) -> CalibrationBins:
+        """Count the voxels of a batch; a mask that selects none adds nothing. Returns itself."""
+        probs, target, mask = _checked(probs, target, mask)
+        if probs.shape[1] != self.num_classes:
+            raise ValueError(f"probs: got {probs.shape[1]} classes, expected num_classes={self.num_classes}")
+        tables = [table.to(probs.device) for table in (self._count, self._prob_sum, self._hit_sum)]
+        for block_probs, block_target in _blocks(probs, target, mask):
+            self._add(block_probs, block_target, tables)
+        self._count, self._prob_sum, self._hit_sum = tables
+        return self
+
+    def _add(self, probs: torch.Tensor, target: torch.Tensor, tables: list[torch.Tensor]) -> None:
+        """Add a block, probs (K, n) and target (n,), to the tables."""
+        confidence, winner = probs.max(dim=0)
+        values = torch.cat([confidence.unsqueeze(0), probs])
+        classes = torch.arange(self.num_classes, device=probs.device).unsqueeze(1)
+        hits = torch.cat([(winner == target).unsqueeze(0), classes == target])
+        edges = torch.linspace(0, 1, self.num_bins + 1, dtype=torch.float64)[1:-1].to(probs)
+        # bucketize with right=False gives edges[i-1] < p <= edges[i]; the outer edges are left out, so 0 and 1 stay inside.
+        bins = torch.bucketize(values, edges)
+        bins += self.num_bins * torch.arange(self.num_classes + 1, device=probs.device).unsqueeze(1)
+        bins = bins.flatten()
+        size = tables[0].numel()
+        shape = tables[0].shape
+        tables[0] += torch.bincount(bins, minlength=size).view(shape)
+        tables[1] += torch.bincount(bins, values.flatten().double(), minlength=size).view(shape)
+        tables[2] += torch.bincount(bins, hits.flatten().double(), minlength=size).view(shape)
+
+    def merge(self, other: CalibrationBins) -> CalibrationBins:
+        """Add the counts of another set of bins of the same form. Returns itself."""
+        if (other.num_classes, other.num_bins) != (self.num_classes, self.num_bins):
+            raise ValueError(
+                f"other: got {other.num_classes} classes and {other.num_bins} bins, expected {self.num_classes} and {self.num_bins}"
+            )
+        self._count = self._count + other._count.to(self._count.device)
+        self._prob_sum = self._prob_sum + other._prob_sum.to(self._prob_sum.device)
+        self._hit_sum = self._hit_sum + other._hit_sum.to(self._hit_sum.device)
+        return self
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """Counts and sums, (K + 1, num_bins) float64 each (row 0: winning class); they add up across processes."""
+        return {"count": self._count.clone(), "prob_sum": self._prob_sum.clone(), "hit_sum": self._hit_sum.clone()}
+
+    def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
+        """Take over what :meth:`state_dict` gave."""
+        for name in ("count", "prob_sum", "hit_sum"):
+            if name not in state or state[name].shape != self._count.shape:
+                got = tuple(state[name].shape) if name in state else "nothing"
+                raise ValueError(f"state: got {got} for {name!r}, expected shape {tuple(self._count.shape)}")
+        self._count, self._prob_sum, self._hit_sum = (state[name].double().clone() for name in ("count", "prob_sum", "hit_sum"))
+
+    @property
+    def num_voxels(self) -> int:
+        """Voxels counted so far."""
+        return int(self._count[0].sum())
+
+    def _gaps(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """|mean probability - hit rate| and counts, (K + 1, num_bins) on the CPU; the gap of an empty bin is 0."""
+        if self.num_voxels == 0:
+            raise ValueError("CalibrationBins: got no voxel (no update, or every mask was empty), expected at least one")
+        count = self._count.cpu()
+        gap = (self._prob_sum.cpu() - self._hit_sum.cpu()).abs() / count.clamp(min=1)
+        return gap, count
+
+    def ece(self) -> float:
+        """Expected calibration error: mean gap of the winning confidence, weighted by the voxels of a bin."""
+        gap, count = self._gaps()
+        return float((gap[0] * count[0]).sum() / count[0].sum())
+
+    def cece(self) -> float:
+        """Class-wise ECE: the ECE of each class's own probability, averaged over the classes."""
+        gap, count = self._gaps()
+        return float(((gap[1:] * count[1:]).sum(1) / count[1:].sum(1)).mean())
+
+    def ace(self) -> float:
+        """Average calibration error: unweighted mean gap over the non-empty bins of the winning confidence."""
+        gap, count = self._gaps()
+        return float(gap[0][count[0] > 0].mean())
+
+    def mce(self) -> float:
+        """Maximum calibration error: largest gap over the non-empty bins of the winning confidence."""
+        gap, _ = self._gaps()
+        return float(gap[0].max())
+
+    def reliability(self, class_index: int | None = None) -> Reliability:
+        """The reliability diagram of the winning class, or of one class's probability."""
+        if class_index is not None and not 0 <= class_index < self.num_classes:
+            raise ValueError(f"class_index: got {class_index}, expected 0..{self.num_classes - 1}")
+        self._gaps()  # raises when nothing was counted
+        row = 0 if class_index is None else class_index + 1
+        count = self._count[row].cpu()
+        empty = torch.where(count > 0, count, torch.nan)
+        return Reliability(
+            np.linspace(0, 1, self.num_bins + 1),
+            count.long().numpy(),
+            (self._prob_sum[row].cpu() / empty).numpy(),
+            (self._hit_sum[row].cpu() / empty).numpy(),
+        )
+
+
+def expected_calibration_error(
+    probs: torch.Tensor, target: torch.Tensor, num_bins: int = 15, mask: torch.Tensor | None = None
+) -> float:
+    """ECE of one set of predictions; see :class:`CalibrationBins` for more figures or for more data than fits in memory.
+
+    Raises:
+        ValueError: input not as the module docstring says, or a mask that selects no voxel.
+    """
+    return CalibrationBins(_num_classes(probs), num_bins).update(probs, target, mask).ece()
+
+
+def classwise_calibration_error(
+    probs: torch.Tensor, target: torch.Tensor, num_bins: int = 15, mask: torch.Tensor | None = None
+) -> float:
+    """Class-wise ECE (CECE) of one set of predictions. Raises as :func:`expected_calibration_error`."""
+    return CalibrationBins(_num_classes(probs), num_bins).update(probs, target, mask).cece()
+
+
+def adaptive_calibration_error(
+    probs: torch.Tensor, target: torch.Tensor, num_bins: int = 15, mask: torch.Tensor | None = None
+) -> float:
+    """AECE: the ECE over bins of equal mass, exact, by one sort of the winning confidences.
+
+    Bins hold the same number of voxels to within one; voxels of equal confidence are ordered as they came.
+
+    Raises:
+        ValueError: input not as the module docstring says, or a mask that selects no voxel.
+
+    Source: Ding et al., CVPR workshop 2020 (adaptive ECE).
+    """
+    _check_num_bins(num_bins)
+    confidences, hits = [], []
+    for block_probs, block_target in _blocks(*_checked(probs, target, mask)):
+        confidence, winner = block_probs.max(dim=0)
+        confidences.append(confidence)
+        hits.append(winner == block_target)
+    _require_voxels(sum(block.numel() for block in confidences))
+    confidence, order = torch.cat(confidences).sort(stable=True)
+    gap = confidence.double() - torch.cat(hits)[order].double()
+    return float(sum(part.sum().abs() for part in gap.tensor_split(num_bins)) / gap.numel())
+
+
+def negative_log_likelihood(probs: torch.Tensor, target: torch.Tensor, mask: torch.Tensor | None = None) -> float:
+    """Mean of ``-log p`` of the labelled class, in nats; p is held above the smallest normal number of its type.
+
+    Raises:
+        ValueError: input not as the module docstring says, or a mask that selects no voxel.
+    """
+    total, voxels = 0.0, 0
+    for block_probs, block_target in _blocks(*_checked(probs, target, mask)):
+        likelihood = block_probs.gather(0, block_target.unsqueeze(0)).clamp(min=torch.finfo(block_probs.dtype).tiny)
+        total -= float(likelihood.double().log().sum())
+        voxels += block_target.numel()
+    _require_voxels(voxels)
+    return total / voxels
+
+
+def brier_score(probs: torch.Tensor, target: torch.Tensor, mask: torch.Tensor | None = None) -> float:
+    """Mean over the voxels of ``sum_k (p_k - y_k)^2``, in 0..2.
+
+    Raises:
+        ValueError: input not as the module docstring says, or a mask that selects no voxel.
+
+    Source: Brier, Monthly Weather Review 1950 (the multi-class sum, not divided by K).
+    """
+    total, voxels = 0.0, 0
+    for block_probs, block_target in _blocks(*_checked(probs, target, mask)):
+        one_hot = F.one_hot(block_target, block_probs.shape[0]).T
+        total += float((block_probs.double() - one_hot).square().sum())
+        voxels += block_target.numel()
+    _require_voxels(voxels)
+    return total / voxels
+
+
+#: What a metric may be conditioned on; see :func:`region_mask`.
+REGIONS = ("all", "foreground", "dilated", "boundary")
+
+
+def region_mask(target: torch.Tensor, region: str, radius: int = 3) -> torch.Tensor:
+    """Voxels of a region, as a mask for the metrics.
+
+    Args:
+        target: labels (B, *spatial), 0 the background, 2 or 3 spatial dimensions.
+        region: "all"; "foreground" (true label not background, what the official evaluation keeps); "dilated" (the foreground and
+            ``radius`` voxels around it); or "boundary" (within ``radius`` voxels of a border between any two labels).
+        radius: voxels >= 1, measured along the axes (a square or cube).
+
+    Returns:
+        Boolean (B, *spatial).
+
+    Raises:
+        ValueError: unknown region; radius < 1; target of another form.
+
+    Source: arXiv 2209.09641 and its official code for "foreground".
+    """
+    if region not in REGIONS:
+        raise ValueError(f"region: got {region!r}, expected one of {', '.join(REGIONS)}")
+    if target.is_floating_point() or target.dim() not in (3, 4):
+        raise ValueError(f"target: got shape {tuple(target.shape)} of {target.dtype}, expected integer (B, H, W) or (B, D, H, W)")
+    if radius < 1:
+        raise ValueError(f"radius: got {radius}, expected at least 1 voxel")
+    if region == "all":
+        return torch.ones_like(target, dtype=torch.bool)
+    if region == "foreground":
+        return target != 0
+    pool = F.max_pool2d if target.dim() == 3 else F.max_pool3d
+
+    def widest(values: torch.Tensor) -> torch.Tensor:
+        return pool(values.float().unsqueeze(1), 2 * radius + 1, stride=1, padding=radius).squeeze(1)
+
+    if region == "dilated":
+        return widest(target != 0) > 0
+    return widest(target) != -widest(-target)
+
+
+def average_over_volumes(values: Sequence[float], weights: Sequence[float] | None = None) -> float:
+    """Mean of a figure over volumes, NaNs left out; weights are the voxels counted, as the official evaluation weighs ECE.
+
+    Raises:
+        ValueError: lengths that differ; negative weights; nothing left to average.
+    """
+    figures = np.asarray(values, dtype=np.float64)
+    shares = np.ones_like(figures) if weights is None else np.asarray(weights, dtype=np.float64)
+    if figures.shape != shares.shape or figures.ndim != 1:
+        raise ValueError(f"weights: got shape {shares.shape}, expected one weight for each of {figures.shape} values")
+    if (shares < 0).any():
+        raise ValueError(f"weights: got {shares.min()}, expected weights >= 0")
+    shares = np.where(np.isnan(figures), 0.0, shares)
+    if shares.sum() == 0:
+        raise ValueError(f"values: got {len(figures)} values without weight or NaN, expected at least one to average")
+    return float((np.nan_to_num(figures) * shares).sum() / shares.sum())
+
+
+def segmentation_scores(
+    prediction: torch.Tensor,
+    target: torch.Tensor,
+    num_classes: int,
+    spacing: Sequence[float] | None = None,
+    surface: bool = True,
+) -> dict[str, list[float]]:
+    """DSC, HD95 and ASD of each structure of one volume, by MONAI.
+
+    Args:
+        prediction, target: integer labels (*spatial), 2 or 3 dimensions, 0 the background.
+        num_classes: K, with the background.
+        spacing: voxel size along each dimension, in mm; without it distances come out in voxels.
+        surface: False leaves out the two surface distances, which take most of the time.
+
+    Returns:
+        {"dsc", "hd95", "asd"} (with surface) of K - 1 numbers, classes 1..K-1. NaN: structure in neither; a structure in
+        only one of the two has DSC 0 and distances of infinity (a mean over volumes has to say what it does with them).
+
+    Raises:
+        ValueError: shapes that differ; labels outside 0..K-1; a spacing that does not fit.
+
+    Source: Dice 1945; HD95 and ASD as MONAI's ``compute_hausdorff_distance`` and ``compute_average_surface_distance`` (symmetric).
+    """
+    from monai.metrics import compute_average_surface_distance, compute_dice, compute_hausdorff_distance
+
+    if prediction.shape != target.shape or prediction.dim() not in (2, 3):
+        raise ValueError(
+            f"prediction: got shape {tuple(prediction.shape)}, expected 2 or 3 dimensions like target {tuple(target.shape)}"
+        )
+    if spacing is not None and len(spacing) != target.dim():
+        raise ValueError(f"spacing: got {tuple(spacing)}, expected {target.dim()} sizes in mm")
+    one_hot = []
+    for name, labels in (("prediction", prediction), ("target", target)):
+        if labels.is_floating_point() or labels.min() < 0 or labels.max() >= num_classes:
+            raise ValueError(f"{name}: got labels of {labels.dtype} up to {labels.max()}, expected integers 0..{num_classes - 1}")
+        one_hot.append(F.one_hot(labels.long(), num_classes).movedim(-1, 0).unsqueeze(0))
+    scores = {"dsc": compute_dice(*one_hot, include_background=False)[0].tolist()}
+    if surface:
+        # Present in both or absent in both is decided here: MONAI warns at every absent structure and mixes NaN with infinity.
+        present = [labels.flatten(2).any(2)[0, 1:].bool() for labels in one_hot]
+        both = (present[0] & present[1]).nonzero().flatten() + 1
+        absent = (~present[0] & ~present[1]).tolist()
+        distances = {
+            "hd95": lambda *pair: compute_hausdorff_distance(*pair, include_background=True, percentile=95, spacing=spacing),
+            "asd": lambda *pair: compute_average_surface_distance(*pair, include_background=True, symmetric=True, spacing=spacing),
+        }
+        for name, distance in distances.items():
+            values = [math.nan if missing else math.inf for missing in absent]
+            if len(both):
+                found = distance(*(labels[:, both] for labels in one_hot))[0].tolist()
+                for class_index, value in zip(both.tolist(), found, strict=True):
+                    values[class_index - 1] = value
+            scores[name] = values
+    return scores
+
+
+def _check_num_bins(num_bins: int) -> None:
+    if num_bins < 1:
+        raise ValueError(f"num_bins: got {num_bins}, expected at least 1")
+
+
+def _num_classes(probs: torch.Tensor) -> int:
+    if probs.dim() < 2:
+        raise ValueError(f"probs: got shape {tuple(probs.shape)}, expected (B, K, *spatial)")
+    return probs.shape[1]
+
+
+def _require_voxels(voxels: int) -> None:
+    if voxels == 0:
+        raise ValueError("mask: got a mask that selects no voxel (or empty probs), expected at least one voxel")
+
+
+def _checked(
+    probs: torch.Tensor, target: torch.Tensor, mask: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """Shapes and types, or a ValueError; the values are looked at block by block."""
+    num_classes = _num_classes(probs)
+    if not probs.is_floating_point():
+        raise ValueError(f"probs: got {probs.dtype}, expected floating point probabilities")
+    if num_classes < 2:
+        raise ValueError(f"probs: got {num_classes} class (dimension 1 of {tuple(probs.shape)}), expected at least 2")
+    expected = probs.shape[:1] + probs.shape[2:]
+    if target.is_floating_point() or target.dtype == torch.bool:
+        raise ValueError(f"target: got {target.dtype}, expected integer class labels")
+    if target.dim() == probs.dim() and target.shape[1] == 1:
+        target = target.squeeze(1)
+    if target.shape != expected:
+        raise ValueError(f"target: got shape {tuple(target.shape)}, expected {tuple(expected)} for probs {tuple(probs.shape)}")
+    if mask is not None:
+        if mask.dtype != torch.bool:
+            raise ValueError(f"mask: got {mask.dtype}, expected bool")
+        if mask.dim() == probs.dim() and mask.shape[1] == 1:
+            mask = mask.squeeze(1)
+        if mask.shape != expected:
+            raise ValueError(f"mask: got shape {tuple(mask.shape)}, expected {tuple(expected)} for probs {tuple(probs.shape)}")
+    return probs.detach(), target, mask
+
+
+def _blocks(probs: torch.Tensor, target: torch.Tensor, mask: torch.Tensor | None) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """The counted voxels in blocks, probs (K, n) and target (n,) int64, their values checked."""
+    if probs.dim() == 2:  # (N, K): one row a voxel
+        probs, target = probs.T.unsqueeze(0), target.unsqueeze(0)
+        mask = None if mask is None else mask.unsqueeze(0)
+    num_classes = probs.shape[1]
+    for sample in range(probs.shape[0]):
+        sample_probs = probs[sample].flatten(1) if probs.dim() > 2 else probs[sample]
+        sample_target = target[sample].flatten()
+        sample_mask = None if mask is None else mask[sample].flatten()
+        for start in range(0, sample_target.numel(), _BLOCK):
+            block_probs = sample_probs[:, start : start + _BLOCK]
+            block_target = sample_target[start : start + _BLOCK].long()
+            if sample_mask is not None:
+                keep = sample_mask[start : start + _BLOCK]
+                block_probs, block_target = block_probs[:, keep], block_target[keep]
+            if block_target.numel() == 0:
+                continue
+            if block_probs.dtype in (torch.float16, torch.bfloat16):
+                block_probs = block_probs.float()
+            _check_values(block_probs, block_target, num_classes)
+            yield block_probs, block_target
+
+
+def _check_values(probs: torch.Tensor, target: torch.Tensor, num_classes: int) -> None:
+    lowest, highest = probs.aminmax()
+    # The tolerance lets probabilities of bfloat16 networks through and still catches logits.
+    off = (probs.sum(dim=0) - 1).abs().max()
+    if not (lowest >= 0 and highest <= 1 + 1e-5 and off <= 2e-2):
+        raise ValueError(
+            f"probs: got values {lowest.item():.4g}..{highest.item():.4g} with sums off 1 by up to {off.item():.4g}, "
+            f"expected probabilities that sum to 1 over dimension 1 (a softmax of the logits, without NaN)"
+        )
+    lowest_label, highest_label = target.aminmax()
+    if lowest_label < 0 or highest_label >= num_classes:
+        wrong = lowest_label if lowest_label < 0 else highest_label
+        raise ValueError(f"target: got label {wrong.item()}, expected 0..{num_classes - 1}; mask out the voxels that do not count")

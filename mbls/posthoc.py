@@ -1,0 +1,64 @@
+"""Calibration after training: temperature scaling, the baseline that every calibration paper compares with."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+
+__all__ = ["TemperatureScaling"]
+
+
+class TemperatureScaling:
+    """Divide all logits by one number T > 0, fitted by the NLL on validation voxels. The predicted class never changes.
+
+    Attributes:
+        temperature: T; 1 before :meth:`fit`. Above 1 the network was overconfident.
+
+    Source: Guo et al., ICML 2017.
+    """
+
+    def __init__(self, temperature: float = 1.0) -> None:
+        if not (math.isfinite(temperature) and temperature > 0):
+            raise ValueError(f"temperature: got {temperature}, expected a finite number > 0")
+        self.temperature = temperature
+
+    def fit(self, logits: torch.Tensor, target: torch.Tensor, mask: torch.Tensor | None = None) -> TemperatureScaling:
+        """Fit T on logits (B, K, *spatial) and labels (B, *spatial), only where mask (B, *spatial) is True. Returns itself.
+
+        Raises:
+            ValueError: shapes that do not match; no voxel; NaN logits; labels outside 0..K-1.
+        """
+        if logits.dim() < 2 or not logits.is_floating_point() or target.shape != logits.shape[:1] + logits.shape[2:]:
+            raise ValueError(
+                f"target: got shape {tuple(target.shape)}, expected (B, *spatial) for floating point logits "
+                f"{tuple(logits.shape)} of {logits.dtype}"
+            )
+        rows = logits.detach().movedim(1, -1).flatten(0, -2).double()
+        labels = target.flatten().long()
+        if mask is not None:
+            rows, labels = rows[mask.flatten()], labels[mask.flatten()]
+        if labels.numel() == 0:
+            raise ValueError("mask: got no voxel to fit on, expected at least one")
+        if not torch.isfinite(rows).all():
+            raise ValueError("logits: got NaN or infinite values, expected finite logits")
+        if labels.min() < 0 or labels.max() >= rows.shape[1]:
+            raise ValueError(f"target: got labels {labels.min()}..{labels.max()}, expected 0..{rows.shape[1] - 1}")
+        # In log(1/T) the NLL has one minimum and T stays positive without a bound.
+        log_scale = torch.zeros((), dtype=torch.float64, device=rows.device, requires_grad=True)
+        optimizer = torch.optim.LBFGS([log_scale], max_iter=60, line_search_fn="strong_wolfe")
+
+        def closure() -> torch.Tensor:
+            optimizer.zero_grad()
+            loss = F.cross_entropy(rows * log_scale.exp(), labels)
+            loss.backward()
+            return loss
+
+        optimizer.step(closure)
+        self.temperature = float(torch.exp(-log_scale.detach()))
+        return self
+
+    def __call__(self, logits: torch.Tensor) -> torch.Tensor:
+        """Scaled logits, same shape."""
+        return logits / self.temperature
