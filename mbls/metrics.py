@@ -10,7 +10,9 @@ All sums are float64: float32 sums over 1e7 voxels are off by several percent.
 
 from __future__ import annotations
 
+import functools
 import math
+import warnings
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -342,17 +344,21 @@ def segmentation_scores(
         if labels.is_floating_point() or labels.min() < 0 or labels.max() >= num_classes:
             raise ValueError(f"{name}: got labels of {labels.dtype} up to {labels.max()}, expected integers 0..{num_classes - 1}")
         one_hot.append(F.one_hot(labels.long(), num_classes).movedim(-1, 0).unsqueeze(0))
-    scores = {"dsc": compute_dice(*one_hot, include_background=False)[0].tolist()}
-    if surface:
-        # Present in both or absent in both is decided here: MONAI warns at every absent structure and mixes NaN with infinity.
-        present = [labels.flatten(2).any(2)[0, 1:].bool() for labels in one_hot]
-        both = (present[0] & present[1]).nonzero().flatten() + 1
-        absent = (~present[0] & ~present[1]).tolist()
-        distances = {
-            "hd95": lambda *pair: compute_hausdorff_distance(*pair, include_background=True, percentile=95, spacing=spacing),
-            "asd": lambda *pair: compute_average_surface_distance(*pair, include_background=True, symmetric=True, spacing=spacing),
-        }
-        for name, distance in distances.items():
+    # Which structures are there is decided here: MONAI warns at every absent one and mixes NaN with infinity.
+    present = [labels.flatten(2).any(2)[0, 1:].bool() for labels in one_hot]
+    both = (present[0] & present[1]).nonzero().flatten() + 1
+    absent = (~present[0] & ~present[1]).tolist()
+    dice = compute_dice(*one_hot, include_background=False, ignore_empty=False)[0].tolist()
+    scores = {"dsc": [math.nan if missing else value for missing, value in zip(absent, dice, strict=True)]}
+    if not surface:
+        return scores
+    options = {"include_background": True, "spacing": spacing}
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=FutureWarning, module="monai")  # of its own deprecated arguments
+        for name, distance in (
+            ("hd95", functools.partial(compute_hausdorff_distance, percentile=95, **options)),
+            ("asd", functools.partial(compute_average_surface_distance, symmetric=True, **options)),
+        ):
             values = [math.nan if missing else math.inf for missing in absent]
             if len(both):
                 found = distance(*(labels[:, both] for labels in one_hot))[0].tolist()
@@ -370,6 +376,8 @@ def _check_num_bins(num_bins: int) -> None:
 def _num_classes(probs: torch.Tensor) -> int:
     if probs.dim() < 2:
         raise ValueError(f"probs: got shape {tuple(probs.shape)}, expected (B, K, *spatial)")
+    if probs.shape[1] < 2:
+        raise ValueError(f"probs: got {probs.shape[1]} class (dimension 1 of {tuple(probs.shape)}), expected at least 2")
     return probs.shape[1]
 
 
@@ -382,11 +390,9 @@ def _checked(
     probs: torch.Tensor, target: torch.Tensor, mask: torch.Tensor | None
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
     """Shapes and types, or a ValueError; the values are looked at block by block."""
-    num_classes = _num_classes(probs)
+    _num_classes(probs)
     if not probs.is_floating_point():
         raise ValueError(f"probs: got {probs.dtype}, expected floating point probabilities")
-    if num_classes < 2:
-        raise ValueError(f"probs: got {num_classes} class (dimension 1 of {tuple(probs.shape)}), expected at least 2")
     expected = probs.shape[:1] + probs.shape[2:]
     if target.is_floating_point() or target.dtype == torch.bool:
         raise ValueError(f"target: got {target.dtype}, expected integer class labels")

@@ -32,7 +32,7 @@ class UNet(nn.Module):
         norm: None (the paper), "batch" or "instance".
 
     Shape:
-        images (B, in_channels, *spatial) float -> logits (B, out_channels, *spatial). Any size from ``2^levels`` up
+        images (B, in_channels, *spatial) float -> logits (B, out_channels, *spatial). Any size from ``2^levels`` (twice that with "instance") up
         works; a multiple of it keeps all grids aligned.
 
     Raises:
@@ -66,6 +66,8 @@ class UNet(nn.Module):
         self.spatial_dims = spatial_dims
         self.in_channels = in_channels
         self.pool_sizes = [2] * (levels - 2) + [4]
+        # Instance normalisation needs more than one voxel on the coarsest grid.
+        self.smallest = 2**levels * (2 if norm == "instance" else 1)
         widths = [base_channels * 2**level for level in range(levels)]
         self.encoder = nn.ModuleList(
             _double_conv(spatial_dims, before, width, norm) for before, width in zip([in_channels, *widths], widths, strict=False)
@@ -81,7 +83,7 @@ class UNet(nn.Module):
                 f"images: got shape {tuple(images.shape)}, expected (B, {self.in_channels}, *spatial) "
                 f"with {self.spatial_dims} spatial dimensions"
             )
-        smallest = 2 ** len(self.encoder)
+        smallest = self.smallest
         if min(images.shape[2:]) < smallest:
             raise ValueError(f"images: got size {tuple(images.shape[2:])}, expected at least {smallest} along each dimension")
         features = self.encoder[0](images)

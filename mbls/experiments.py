@@ -1,0 +1,355 @@
+"""Compare losses, margins and backbones on the same data; every result is a row that says where it came from."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import platform
+import re
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import lightning_fabric
+import monai
+import numpy as np
+import pandas as pd
+import torch
+from lightning_fabric import Fabric
+from torch import nn
+
+import mbls
+from mbls.acdc import NUM_CLASSES, SliceDataset, augmentation, find_patients, fingerprint, split_patients
+from mbls.losses import build_loss
+from mbls.phantom import is_phantom, make_phantom
+from mbls.training import BEST, Evaluation, FitSettings, evaluate, fit, load_weights, make_fabric
+from mbls.unet import UNet
+
+__all__ = [
+    "MODELS",
+    "Data",
+    "Experiment",
+    "build_model",
+    "compare",
+    "data_name",
+    "find_data",
+    "load_data",
+    "parse_loss",
+    "run_experiment",
+]
+
+
+class _FirstOutput(nn.Module):
+    """MONAI's U-Net++ returns a list (deep supervision); the losses and metrics want its main output."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.model(images)[0]
+
+
+def _attention_unet(base_channels: int, levels: int, norm: str | None) -> nn.Module:
+    _require_no_norm_option(norm)
+    from monai.networks.nets import AttentionUnet
+
+    return AttentionUnet(
+        2, 1, NUM_CLASSES, channels=[base_channels * 2**level for level in range(levels)], strides=[2] * (levels - 1)
+    )
+
+
+def _unet_plus_plus(base_channels: int, levels: int, norm: str | None) -> nn.Module:
+    _require_no_norm_option(norm)
+    from monai.networks.nets import BasicUNetPlusPlus
+
+    if levels != 5:
+        raise ValueError(f"levels: got {levels}, expected 5, the only depth of MONAI's BasicUNetPlusPlus")
+    features = [base_channels * factor for factor in (1, 1, 2, 4, 8, 1)]
+    return _FirstOutput(BasicUNetPlusPlus(2, 1, NUM_CLASSES, features=features))
+
+
+def _swin_unetr(base_channels: int, levels: int, norm: str | None) -> nn.Module:
+    _require_no_norm_option(norm)
+    from monai.networks.nets import SwinUNETR
+
+    if levels != 5 or base_channels % 12:
+        raise ValueError(f"base_channels, levels: got {base_channels}, {levels}, expected a multiple of 12 and 5 for SwinUNETR")
+    return SwinUNETR(in_channels=1, out_channels=NUM_CLASSES, feature_size=base_channels, spatial_dims=2)
+
+
+#: Backbones by name; each is built from (base_channels, levels).
+MODELS: dict[str, Callable[[int, int], nn.Module]] = {
+    "unet": lambda base_channels, levels: UNet(base_channels=base_channels, levels=levels),
+    "attention_unet": _attention_unet,
+    "unet++": _unet_plus_plus,
+    "swin_unetr": _swin_unetr,
+}
+
+
+def build_model(name: str, base_channels: int = 32, levels: int = 5) -> nn.Module:
+    """2-D network for ACDC by its name in :data:`MODELS`.
+
+    Raises:
+        ValueError: unknown name, or a size that the network does not come in.
+    """
+    if name not in MODELS:
+        raise ValueError(f"model: got {name!r}, expected one of {', '.join(MODELS)}")
+    return MODELS[name](base_channels, levels)
+
+
+def parse_loss(spec: str) -> tuple[str, dict[str, float | str]]:
+    """Split "mbls:margin=5:alpha=0.1" into the name and the options of :func:`mbls.losses.build_loss`.
+
+    Raises:
+        ValueError: a part that is not key=value.
+    """
+    name, *parts = spec.split(":")
+    options: dict[str, float | str] = {}
+    for part in parts:
+        key, equals, value = part.partition("=")
+        if not (key and equals and value):
+            raise ValueError(f"loss: got {part!r} in {spec!r}, expected name:key=value, e.g. mbls:margin=5")
+        try:
+            options[key] = int(value) if re.fullmatch(r"-?\d+", value) else float(value)
+        except ValueError:
+            options[key] = value
+    return name, options
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One training run and its judgement; the defaults are the official protocol of arXiv 2209.09641 on ACDC.
+
+    Attributes:
+        loss: a name of mbls.losses.LOSSES with options, "mbls:margin=5".
+        model, base_channels, levels: as :func:`build_model`.
+        size, crop, scaling, augment: the slices, as :class:`mbls.acdc.SliceDataset`; augment adds :func:`mbls.acdc.augmentation`.
+        patients: train, val, test as numbers (int) or fractions (float); split_seed chooses which.
+        fit: :class:`mbls.training.FitSettings`; its seed also makes the initial weights.
+        surface: whether HD95 and ASD are computed.
+    """
+
+    loss: str = "mbls"
+    model: str = "unet"
+    base_channels: int = 32
+    levels: int = 5
+    size: int = 192
+    crop: int | None = None
+    scaling: str = "zscore"
+    augment: bool = False
+    patients: tuple[float, float, float] = (0.7, 0.1, 0.2)
+    split_seed: int = 0
+    fit: FitSettings = FitSettings()
+    surface: bool = True
+
+    @property
+    def name(self) -> str:
+        """Folder name of the run, e.g. "mbls-margin5-seed0"."""
+        loss = re.sub(r"[^\w.+-]+", "-", self.loss.replace("=", ""))
+        model = "" if self.model == "unet" else f"-{self.model}"
+        return f"{loss}{model}-seed{self.fit.seed}"
+
+
+@dataclass(frozen=True)
+class Data:
+    """The three sets of an experiment; ``val`` is None where the split leaves it empty."""
+
+    train: SliceDataset
+    val: SliceDataset | None
+    test: SliceDataset
+    name: str
+    fingerprint: str
+
+
+def find_data(root: str | Path | None = None) -> Path:
+    """Where the course's data is: ``root``, else ``$MBLS_DATA``, else ``data/acdc``, else ``data/phantom``, made on first use.
+
+    ``data`` lies in the checkout when the package is installed from one (``pip install -e``), else in the working folder.
+
+    Raises:
+        FileNotFoundError: a root or $MBLS_DATA that is no folder.
+    """
+    for origin, given in (("root", root), ("MBLS_DATA", os.environ.get("MBLS_DATA") or None)):
+        if given is not None:
+            if not Path(given).is_dir():
+                raise FileNotFoundError(f"{origin}: got {given}, expected an existing folder in the ACDC layout")
+            return Path(given)
+    home = data_home()
+    real = home / "acdc"
+    return real if real.is_dir() else make_phantom(home / "phantom")
+
+
+def data_home() -> Path:
+    """The folder ``data`` of the checkout, or of the working folder when the package was not installed from a checkout."""
+    checkout = Path(mbls.__file__).resolve().parents[1]
+    return (checkout if (checkout / "notebooks").is_dir() else Path.cwd()) / "data"
+
+
+def data_name(root: str | Path) -> str:
+    """ "phantom" or "ACDC": what every figure and table has to say about its data."""
+    return "phantom" if is_phantom(root) else "ACDC"
+
+
+@functools.lru_cache(maxsize=2)
+def _cached_data(root: Path, patients: tuple, split_seed: int, size: int, crop: int | None, scaling: str, augment: bool) -> Data:
+    found = find_patients(root)
+    split = split_patients(found, *patients, seed=split_seed)
+    if not split.test:
+        raise ValueError(f"patients: got {patients}, expected a test set of at least one patient of {len(found)}")
+    options = {"size": size, "crop": crop, "scaling": scaling}
+    return Data(
+        train=SliceDataset(split.train, **options, transform=augmentation() if augment else None),
+        val=SliceDataset(split.val, **options) if split.val else None,
+        test=SliceDataset(split.test, **options),
+        name=data_name(root),
+        fingerprint=fingerprint([patient for part in split for patient in part]),
+    )
+
+
+def load_data(experiment: Experiment, root: str | Path) -> Data:
+    """The slices of an experiment; read once and shared by experiments on the same data."""
+    e = experiment
+    return _cached_data(Path(root), e.patients, e.split_seed, e.size, e.crop, e.scaling, e.augment)
+
+
+def run_experiment(
+    experiment: Experiment, root: str | Path, out: str | Path | None = None, fabric: Fabric | None = None, progress: bool = True
+) -> tuple[dict[str, Any], nn.Module, Evaluation]:
+    """Train and judge one network.
+
+    With ``out`` the folder gets ``last.pt``, ``best.pt``, ``history.csv`` (an epoch a row), ``volumes.csv`` (a test volume a row) and
+    ``result.json``; a run found complete there is not trained again, an interrupted one goes on.
+
+    Returns:
+        The row (configuration, figures on the test patients, provenance), the network and its evaluation.
+
+    Raises:
+        ValueError: as the parts do; a folder that holds the result of another experiment.
+    """
+    fabric = fabric or make_fabric()
+    out = None if out is None else Path(out)
+    started = time.perf_counter()
+    data = load_data(experiment, root)
+    name, options = parse_loss(experiment.loss)
+    loss = build_loss(name, NUM_CLASSES, **options)
+    torch.manual_seed(experiment.fit.seed)
+    model = build_model(experiment.model, experiment.base_channels, experiment.levels)
+    identity = json.loads(json.dumps({**asdict(experiment), "data": data.name, "data_fingerprint": data.fingerprint}))
+    done = None if out is None else out / "result.json"
+    row = None
+    if done is not None and done.is_file():
+        row = json.loads(done.read_text())
+        different = [key for key, value in identity.items() if row["experiment"].get(key) != value]
+        if different:
+            raise ValueError(f"{done}: is the result of another experiment ({', '.join(different)} differ); name another folder")
+        load_weights(model, out / (BEST if (out / BEST).is_file() else "last.pt"))
+    else:
+        result = fit(model, loss, data.train, data.val, experiment.fit, fabric, out, progress=progress)
+    evaluation = evaluate(model, data.test, fabric, experiment.surface, progress=progress)
+    if row is None:
+        row = {
+            "loss": experiment.loss,
+            "model": experiment.model,
+            "seed": experiment.fit.seed,
+            "data": data.name,
+            **evaluation.summary(),
+            **{f"pooled_{key}": value for key, value in evaluation.pooled().items()},
+            "epochs": experiment.fit.epochs,
+            "steps": experiment.fit.epochs * -(-len(data.train) // (experiment.fit.batch_size * fabric.world_size)),
+            "best_epoch": result.best_epoch,
+            "train_seconds": round(sum(epoch["seconds"] for epoch in result.history), 1),
+            "wall_seconds": round(time.perf_counter() - started, 1),
+            "experiment": identity,
+            "provenance": _provenance(fabric),
+        }
+        if out is not None and fabric.global_rank == 0:
+            _write_table(pd.DataFrame(result.history), out / "history.csv")
+            _write_table(pd.DataFrame(evaluation.volumes), out / "volumes.csv")
+            _write_json(row, done)
+    fabric.barrier()
+    return row, model, evaluation
+
+
+def compare(
+    experiments: Iterable[Experiment], root: str | Path, out: str | Path, fabric: Fabric | None = None, progress: bool = True
+) -> pd.DataFrame:
+    """Run experiments one after the other; each in its own folder under ``out``, all in ``results.csv`` and ``results.json`` there.
+
+    The two files are rewritten after each run, so what is finished is never lost, and calling it again goes on where it stopped.
+
+    Raises:
+        ValueError: two experiments of the same name (their folders would collide); else as :func:`run_experiment`.
+    """
+    experiments = list(experiments)
+    names = [experiment.name for experiment in experiments]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ValueError(f"experiments: got {', '.join(twice)} more than once, expected distinct losses, models or seeds")
+    for experiment in experiments:  # a misspelt loss is told before hours of training, not after
+        name, options = parse_loss(experiment.loss)
+        build_loss(name, NUM_CLASSES, **options)
+    fabric = fabric or make_fabric()
+    out = Path(out)
+    rows = []
+    for experiment in experiments:
+        row, _, _ = run_experiment(experiment, root, out / experiment.name, fabric, progress)
+        rows.append(row)
+        if fabric.global_rank == 0:
+            _write_json(rows, out / "results.json")
+            _write_table(_flat(rows), out / "results.csv")
+    return _flat(rows)
+
+
+def sweep(base: Experiment, losses: Iterable[str], seeds: Iterable[int] = (0,)) -> list[Experiment]:
+    """The experiments of a comparison: every loss with every seed, all else as in ``base``."""
+    seeds = list(seeds)
+    return [replace(base, loss=loss, fit=replace(base.fit, seed=seed)) for loss in losses for seed in seeds]
+
+
+def _flat(rows: list[dict[str, Any]]) -> pd.DataFrame:
+    """One column a figure; configuration and provenance spread over columns that begin with their names."""
+    table = []
+    for row in rows:
+        flat = {key: value for key, value in row.items() if key not in ("experiment", "provenance")}
+        for key, value in row["experiment"].items():
+            parts = value.items() if isinstance(value, dict) else [(None, value)]
+            flat |= {f"config_{key}" if part is None else f"config_{key}_{part}": entry for part, entry in parts}
+        flat |= {f"made_{key}": value for key, value in row["provenance"].items()}
+        table.append(flat)
+    return pd.DataFrame(table)
+
+
+def _provenance(fabric: Fabric) -> dict[str, Any]:
+    device = fabric.device
+    named = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type}, {torch.get_num_threads()} threads"
+    return {
+        "device": named,
+        "processes": fabric.world_size,
+        "precision": str(fabric._precision.precision),
+        "python": platform.python_version(),
+        "mbls": mbls.__version__,
+        "torch": torch.__version__,
+        "monai": monai.__version__,
+        "numpy": np.__version__,
+        "lightning_fabric": lightning_fabric.__version__,
+        "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+
+
+def _write_table(table: pd.DataFrame, path: Path) -> None:
+    _write_text(table.to_csv(index=False), path)
+
+
+def _write_json(value: Any, path: Path) -> None:
+    _write_text(json.dumps(value, indent=1) + "\n", path)
+
+
+def _write_text(text: str, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.part")
+    part.write_text(text)
+    os.replace(part, path)

@@ -1,0 +1,32 @@
+"""Where the real ACDC volumes are, small data sets that several tests share, and quiet progress bars."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from mbls.acdc import find_patients
+from mbls.phantom import make_phantom
+
+torch.set_num_threads(2)
+
+
+@pytest.fixture(scope="session")
+def acdc_root() -> Path:
+    """The real volumes: $MBLS_ACDC, or shared/acdc beside the checkout."""
+    root = Path(os.environ.get("MBLS_ACDC") or Path(__file__).resolve().parents[2] / "shared" / "acdc")
+    if not root.is_dir():
+        pytest.skip("the real ACDC volumes are not here (set MBLS_ACDC)")
+    return root
+
+
+@pytest.fixture(scope="session")
+def phantom_root(tmp_path_factory) -> Path:
+    """A phantom of one patient a group."""
+    return make_phantom(tmp_path_factory.mktemp("data") / "phantom", num_patients=5, seed=3)
+
+
+@pytest.fixture(scope="session")
+def phantom_patients(phantom_root):
+    return find_patients(phantom_root)

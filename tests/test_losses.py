@@ -1,0 +1,290 @@
+"""Losses: values against their formulas, gradients, reductions, precision, and what bad input is told."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from mbls.losses import (
+    LOSSES,
+    AlphaSchedule,
+    CrossEntropyLoss,
+    EntropyPenaltyLoss,
+    FocalLoss,
+    LabelSmoothingLoss,
+    MbLSLoss,
+    NACLLoss,
+    SVLSLoss,
+    WithDice,
+    build_loss,
+)
+
+K = 4
+PER_VOXEL = {
+    "ce": CrossEntropyLoss,
+    "ls": LabelSmoothingLoss,
+    "fl": FocalLoss,
+    "ecp": EntropyPenaltyLoss,
+    "mbls": lambda **options: MbLSLoss(margin=1.5, **options),
+    "mbls_l2": lambda **options: MbLSLoss(margin=1.5, norm="l2", **options),
+    "svls": lambda **options: SVLSLoss(K, **options),
+}
+
+
+def make_batch(shape=(2, K, 6, 5), dtype=torch.float32, scale=3.0, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    logits = scale * torch.randn(shape, generator=generator, dtype=torch.float64)
+    target = torch.randint(shape[1], (shape[0], *shape[2:]), generator=generator)
+    return logits.to(dtype), target
+
+
+def by_hand(name, logits, target):
+    """One voxel at a time, straight from the formulas, in plain Python."""
+    batch, classes, height, width = logits.shape
+    out = torch.zeros(batch, height, width, dtype=torch.float64)
+    for b in range(batch):
+        for i in range(height):
+            for j in range(width):
+                row = logits[b, :, i, j].tolist()
+                total = sum(math.exp(value) for value in row)
+                s = [math.exp(value) / total for value in row]
+                label = target[b, i, j].item()
+                ce = -math.log(s[label])
+                excess = [max(0.0, max(row) - value - 1.5) for value in row]
+                out[b, i, j] = {
+                    "ce": lambda: ce,
+                    "ls": lambda: 0.9 * ce + 0.1 * sum(-math.log(p) for p in s) / classes,
+                    "fl": lambda: (1 - s[label]) ** 3 * ce,
+                    "ecp": lambda: ce - 0.1 * sum(-p * math.log(p) for p in s),
+                    "mbls": lambda: ce + 0.1 * sum(excess) / classes,
+                    "mbls_l2": lambda: ce + 0.1 * sum(value**2 for value in excess) / classes,
+                }[name]()
+    return out
+
+
+@pytest.mark.parametrize("name", ["ce", "ls", "fl", "ecp", "mbls", "mbls_l2"])
+def test_value_is_the_formula(name):
+    logits, target = make_batch(dtype=torch.float64)
+    torch.testing.assert_close(
+        PER_VOXEL[name](reduction="none")(logits, target), by_hand(name, logits, target), rtol=1e-12, atol=1e-12
+    )
+
+
+def test_cross_entropy_and_label_smoothing_are_torchs():
+    logits, target = make_batch()
+    torch.testing.assert_close(CrossEntropyLoss()(logits, target), F.cross_entropy(logits, target))
+    torch.testing.assert_close(LabelSmoothingLoss(0.2)(logits, target), F.cross_entropy(logits, target, label_smoothing=0.2))
+
+
+def test_special_cases_reduce_to_cross_entropy():
+    logits, target = make_batch(dtype=torch.float64)
+    expected = F.cross_entropy(logits, target)
+    same = (LabelSmoothingLoss(0), FocalLoss(0), EntropyPenaltyLoss(0), MbLSLoss(alpha=0), MbLSLoss(margin=1e6))
+    for loss in same:
+        torch.testing.assert_close(loss(logits, target), expected)
+
+
+@pytest.mark.parametrize("shape", [(2, K, 3, 2), (1, K, 2, 2, 2)], ids=["2d", "3d"])
+@pytest.mark.parametrize("name", sorted(PER_VOXEL))
+def test_gradcheck(name, shape):
+    logits, target = make_batch(shape, torch.float64)
+    loss = SVLSLoss(K, spatial_dims=len(shape) - 2) if name == "svls" else PER_VOXEL[name]()
+    assert torch.autograd.gradcheck(lambda values: loss(values, target), logits.requires_grad_())
+
+
+@pytest.mark.parametrize("loss", [WithDice(CrossEntropyLoss()), WithDice(MbLSLoss(1.0))], ids=["ce_dice", "mbls_dice"])
+def test_gradcheck_with_dice(loss):
+    logits, target = make_batch((2, K, 3, 3), torch.float64)
+    assert torch.autograd.gradcheck(lambda values: loss(values, target), logits.requires_grad_())
+
+
+def test_gradient_of_nacl_in_a_random_direction():
+    # NACLLoss computes in float32 here, where gradcheck does not apply: one directional difference at float32's accuracy instead.
+    logits, target = make_batch((1, K, 4, 4))
+    loss = NACLLoss(K)
+    logits.requires_grad_()
+    loss(logits, target).backward()
+    direction = torch.randn(logits.shape, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        difference = (loss(logits + 1e-2 * direction, target) - loss(logits - 1e-2 * direction, target)) / 2e-2
+    assert (logits.grad * direction).sum().item() == pytest.approx(difference.item(), rel=1e-2)
+
+
+@pytest.mark.parametrize("name", sorted(PER_VOXEL))
+def test_reductions_and_ignore_index(name):
+    logits, target = make_batch((3, K, 8, 8))
+    target[:, :2] = 255
+    options = {"ignore_index": 255}
+    values = PER_VOXEL[name](reduction="none", **options)(logits, target)
+    assert values.shape == target.shape
+    assert (values[:, :2] == 0).all()
+    assert (values[:, 2:] != 0).any()
+    torch.testing.assert_close(PER_VOXEL[name](reduction="sum", **options)(logits, target), values.sum())
+    torch.testing.assert_close(PER_VOXEL[name](**options)(logits, target), values.sum() / (target != 255).sum())
+
+
+@pytest.mark.parametrize("name", sorted(PER_VOXEL))
+def test_ignored_voxels_have_no_gradient_and_do_not_matter(name):
+    logits, target = make_batch((1, K, 6, 6))
+    target[:, 0] = -100
+    logits.requires_grad_()
+    loss = PER_VOXEL[name]()
+    loss(logits, target).backward()
+    assert (logits.grad[:, :, 0] == 0).all()
+    changed = logits.detach().clone()
+    changed[:, :, 0] += 7
+    torch.testing.assert_close(loss(changed, target), loss(logits, target).detach())
+
+
+@pytest.mark.parametrize("name", sorted(PER_VOXEL))
+def test_all_ignored_is_zero_with_zero_gradient(name):
+    logits, _ = make_batch()
+    logits.requires_grad_()
+    value = PER_VOXEL[name]()(logits, torch.full((2, 6, 5), -100))
+    value.backward()
+    assert value == 0
+    assert (logits.grad == 0).all()
+
+
+@pytest.mark.parametrize("name", sorted(LOSSES))
+def test_target_may_carry_a_channel(name):
+    logits, target = make_batch()
+    loss = build_loss(name, K)
+    torch.testing.assert_close(loss(logits, target.unsqueeze(1).to(torch.uint8)), loss(logits, target))
+
+
+@pytest.mark.parametrize("name", ["ce", "ce_dice", "ls", "fl", "ecp", "mbls", "mbls_dice", "nacl", "svls"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_reduced_in_float32(name, dtype):
+    logits, target = make_batch((2, K, 16, 16), dtype)
+    value = build_loss(name, K)(logits, target)
+    assert value.dtype == torch.float32
+    torch.testing.assert_close(value, build_loss(name, K)(logits.float(), target))
+
+
+def test_autocast_does_not_lower_the_precision():
+    logits, target = make_batch()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        value = MbLSLoss(1.0)(logits, target)
+    torch.testing.assert_close(value, MbLSLoss(1.0)(logits, target))
+
+
+@pytest.mark.parametrize("spatial_dims", [2, 3])
+def test_svls_labels(spatial_dims):
+    loss = SVLSLoss(2, spatial_dims=spatial_dims)
+    target = torch.zeros((1, *[5] * spatial_dims), dtype=torch.long)
+    centre = (0, *[2] * spatial_dims)
+    target[centre] = 1
+    soft = loss.smooth_labels(target)
+    torch.testing.assert_close(soft.sum(1), torch.ones(target.shape))
+    # The centre weighs as much as its neighbours together: half its label is kept, the other half goes to them.
+    assert soft[(0, 1, *[2] * spatial_dims)].item() == pytest.approx(0.5)
+    assert soft[0, 1].sum().item() == pytest.approx(1.0)
+    assert soft[(0, 1, *[0] * spatial_dims)] == 0
+
+
+def test_svls_on_a_constant_label_is_cross_entropy():
+    logits, _ = make_batch()
+    target = torch.full((2, 6, 5), 3)
+    torch.testing.assert_close(SVLSLoss(K)(logits, target), F.cross_entropy(logits, target))
+
+
+def test_svls_neighbours_of_ignored_voxels_are_renormalised():
+    target = torch.tensor([[[0, -100, 1], [0, 0, 1], [0, 0, 1]]])
+    soft = SVLSLoss(2).smooth_labels(target)
+    torch.testing.assert_close(soft.sum(1), torch.ones(1, 3, 3))
+
+
+def test_dice_is_monais():
+    from monai.losses import DiceCELoss
+
+    logits, target = make_batch()
+    expected = DiceCELoss(softmax=True, to_onehot_y=True)(logits, target.unsqueeze(1))
+    torch.testing.assert_close(WithDice(CrossEntropyLoss())(logits, target), expected)
+
+
+def test_dice_leaves_ignored_voxels_out():
+    logits, target = make_batch((1, K, 8, 8))
+    cut = WithDice(CrossEntropyLoss())(logits[:, :, 2:], target[:, 2:])
+    target[:, :2] = -100
+    torch.testing.assert_close(WithDice(CrossEntropyLoss())(logits, target), cut)
+
+
+def test_nacl_is_monais():
+    from monai.losses import NACLLoss as MonaiNACLLoss
+
+    logits, target = make_batch()
+    torch.testing.assert_close(build_loss("nacl", K)(logits, target), MonaiNACLLoss(K, 2)(logits, target))
+
+
+def test_margin_gradient_ties_go_to_one_class():
+    logits = torch.tensor([[3.0, 3.0, 0.0]], requires_grad=True)
+    (MbLSLoss(1.0, alpha=1.0)(logits, torch.tensor([0])) - CrossEntropyLoss()(logits, torch.tensor([0]))).backward()
+    grad = logits.grad[0]
+    assert sorted(grad[:2].tolist()) == pytest.approx([0.0, 1 / 3], abs=1e-6)
+    assert grad[2].item() == pytest.approx(-1 / 3)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [
+        (AlphaSchedule(0.1), [0.1, 0.1, 0.1, 0.1]),
+        (AlphaSchedule(0.1, "add", 0.2, maximum=0.4), [0.1, 0.3, 0.4, 0.4]),
+        (AlphaSchedule(0.1, "multiply", 2), [0.1, 0.2, 0.4, 0.8]),
+        (AlphaSchedule(0.1, "multiply", 10, every=2, maximum=5), [0.1, 0.1, 1.0, 1.0]),
+    ],
+)
+def test_alpha_schedule(schedule, expected):
+    assert [schedule(epoch) for epoch in range(4)] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("name", sorted(LOSSES))
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda logits, target: (logits[:, :, 0], target), "target: got shape"),
+        (lambda logits, target: (logits, target.float()), "target: got torch.float32"),
+        (lambda logits, target: (logits, target + 4), "target: got label"),
+        (lambda logits, target: (logits, target - 1), "target: got label -1"),
+        (lambda logits, target: (logits.long(), target), "logits: got shape"),
+        (lambda logits, target: (logits[:, :1], target * 0), "logits: got 1 class"),
+        (lambda logits, target: (logits * torch.nan, target), "logits: got 240 NaN"),
+        (lambda logits, target: (logits, F.one_hot(target, K).movedim(-1, 1)), "one-hot"),
+    ],
+)
+def test_bad_input(name, change, message):
+    with pytest.raises(ValueError, match=message):
+        build_loss(name, K)(*change(*make_batch()))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: MbLSLoss(margin=-1), "margin: got -1"),
+        (lambda: MbLSLoss(alpha=-0.1), "alpha: got -0.1"),
+        (lambda: MbLSLoss(margin=math.nan), "margin: got nan"),
+        (lambda: MbLSLoss(norm="linf"), "norm: got 'linf'"),
+        (lambda: LabelSmoothingLoss(1.5), "alpha: got 1.5"),
+        (lambda: FocalLoss(-1), "gamma: got -1"),
+        (lambda: EntropyPenaltyLoss(-1), "alpha: got -1"),
+        (lambda: SVLSLoss(1), "num_classes: got 1"),
+        (lambda: SVLSLoss(4, sigma=0), "sigma: got 0"),
+        (lambda: SVLSLoss(4, kernel_size=4), "kernel_size: got 4"),
+        (lambda: SVLSLoss(4, spatial_dims=4), "spatial_dims: got 4"),
+        (lambda: CrossEntropyLoss(reduction="average"), "reduction: got 'average'"),
+        (lambda: WithDice(CrossEntropyLoss(reduction="none")), "loss: got reduction='none'"),
+        (lambda: build_loss("lms", 4), "name: got 'lms'"),
+        (lambda: build_loss("ce", 1), "num_classes: got 1"),
+        (lambda: build_loss("ce", 4, margin=3), "options of loss 'ce'"),
+        (lambda: AlphaSchedule(0.1, "double"), "mode: got 'double'"),
+        (lambda: AlphaSchedule(-0.1), "alpha: got -0.1"),
+        (lambda: AlphaSchedule(0.1, every=0), "every: got 0"),
+        (lambda: AlphaSchedule(0.1)(-1), "epoch: got -1"),
+        (lambda: SVLSLoss(3)(*make_batch()), "logits: got shape"),
+        (lambda: NACLLoss(3)(*make_batch()), "logits: got shape"),
+    ],
+)
+def test_bad_options(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()

@@ -1,0 +1,255 @@
+"""Calibration metrics against hand-computed cases, against peers and against float64 truth; regions; segmentation scores."""
+
+import math
+import warnings
+
+import numpy as np
+import pytest
+import torch
+
+from mbls.metrics import (
+    CalibrationBins,
+    adaptive_calibration_error,
+    average_over_volumes,
+    brier_score,
+    classwise_calibration_error,
+    expected_calibration_error,
+    negative_log_likelihood,
+    region_mask,
+    segmentation_scores,
+)
+
+
+def make_predictions(voxels=10_000, classes=4, seed=0, sharpen=2.0, dtype=torch.float32):
+    """Overconfident predictions: labels are drawn from a softmax, the forecast is a sharper one. (1, K, voxels) and (1, voxels)."""
+    generator = torch.Generator().manual_seed(seed)
+    logits = 1.5 * torch.randn(1, classes, voxels, generator=generator)
+    truth = logits.softmax(1)[0].T
+    target = torch.multinomial(truth, 1, generator=generator).T
+    return (sharpen * logits).softmax(1).to(dtype), target
+
+
+def truth_in_float64(probs, target, num_bins=15):
+    """ECE and class-wise ECE by numpy in float64, all at once; edges are compared in the type of the probabilities."""
+    probs, target = probs.movedim(1, 0).flatten(1).numpy(), target.flatten().numpy()
+    edges = np.linspace(0, 1, num_bins + 1)[1:-1].astype(probs.dtype)
+
+    def error(values, hits):
+        bins = np.searchsorted(edges, values, side="left")
+        gaps = np.bincount(bins, values.astype(np.float64), num_bins) - np.bincount(bins, hits.astype(np.float64), num_bins)
+        return np.abs(gaps).sum() / len(values)
+
+    ece = error(probs.max(0), probs.argmax(0) == target)
+    return ece, np.mean([error(probs[label], target == label) for label in range(len(probs))])
+
+
+HAND_PROBS = torch.tensor([[0.9, 0.1], [0.8, 0.2], [0.3, 0.7], [0.6, 0.4]])
+HAND_TARGET = torch.tensor([0, 1, 1, 0])
+
+
+def test_hand_computed():
+    # Two bins; all winning confidences (0.9, 0.8, 0.7, 0.6: mean 0.75) lie in the upper one and 3 of 4 are right.
+    bins = CalibrationBins(2, num_bins=2).update(HAND_PROBS, HAND_TARGET)
+    assert bins.ece() == pytest.approx(0.0, abs=1e-7)
+    # Five bins of 0.2: (0.4, 0.6] one voxel at 0.6, right; (0.6, 0.8] two at 0.75 on average, half right; (0.8, 1] one at 0.9, right.
+    bins = CalibrationBins(2, num_bins=5).update(HAND_PROBS, HAND_TARGET)
+    assert bins.ece() == pytest.approx((0.4 * 1 + 0.25 * 2 + 0.1 * 1) / 4, abs=1e-7)
+    assert bins.ace() == pytest.approx((0.4 + 0.25 + 0.1) / 3, abs=1e-7)
+    assert bins.mce() == pytest.approx(0.4, abs=1e-7)
+    diagram = bins.reliability()
+    np.testing.assert_array_equal(diagram.count, [0, 0, 1, 2, 1])
+    np.testing.assert_allclose(diagram.confidence, [np.nan, np.nan, 0.6, 0.75, 0.9], atol=1e-7)
+    np.testing.assert_allclose(diagram.accuracy, [np.nan, np.nan, 1.0, 0.5, 1.0])
+    # Class 0 has 0.9, 0.8, 0.3, 0.6 with hits 1, 0, 0, 1, each in a bin of its own; class 1 has 0.1 and 0.2 (one hit) in the
+    # first bin, 0.7 (hit) and 0.4 (none) alone.
+    assert bins.cece() == pytest.approx(((0.1 + 0.8 + 0.3 + 0.4) / 4 + (0.7 + 0.3 + 0.4) / 4) / 2, abs=1e-7)
+    assert bins.reliability(class_index=0).count.tolist() == [0, 1, 1, 1, 1]
+
+
+def test_hand_computed_scores():
+    assert negative_log_likelihood(HAND_PROBS, HAND_TARGET) == pytest.approx(
+        -(math.log(0.9) + math.log(0.2) + math.log(0.7) + math.log(0.6)) / 4, abs=1e-6
+    )
+    assert brier_score(HAND_PROBS, HAND_TARGET) == pytest.approx(2 * (0.01 + 0.64 + 0.09 + 0.16) / 4, abs=1e-6)
+    # Two bins of equal mass: (0.6, 0.7), both right; (0.8, 0.9), one right.
+    assert adaptive_calibration_error(HAND_PROBS, HAND_TARGET, num_bins=2) == pytest.approx((0.7 + 0.7) / 4, abs=1e-6)
+
+
+def test_bins_are_right_closed_and_hold_their_ends():
+    values = torch.tensor([0.0, 0.2, 0.2 + 1e-6, 0.4, 1.0], dtype=torch.float64)
+    probs = torch.stack([values, 1 - values], dim=1)
+    count = CalibrationBins(2, num_bins=5).update(probs, torch.zeros(5, dtype=torch.long)).reliability(class_index=0).count
+    assert count.tolist() == [2, 2, 0, 0, 1]
+
+
+def test_perfect_forecaster_has_no_error_and_a_sharper_one_has():
+    perfect, target = make_predictions(400_000, sharpen=1.0)
+    sharp, _ = make_predictions(400_000, sharpen=2.0)
+    assert expected_calibration_error(perfect, target) < 0.005
+    assert classwise_calibration_error(perfect, target) < 0.005
+    assert adaptive_calibration_error(perfect, target) < 0.005
+    assert expected_calibration_error(sharp, target) > 0.1
+    assert brier_score(perfect, target) < brier_score(sharp, target)
+    assert negative_log_likelihood(perfect, target) < negative_log_likelihood(sharp, target)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_equals_float64_truth(dtype):
+    probs, target = make_predictions(300_000, dtype=dtype)  # more than one block
+    ece, cece = truth_in_float64(probs, target)
+    assert expected_calibration_error(probs, target) == pytest.approx(ece, abs=1e-12)
+    assert classwise_calibration_error(probs, target) == pytest.approx(cece, abs=1e-12)
+
+
+@pytest.mark.slow  # 3e7 voxels take about half a minute to draw, judge and count once more in float64
+def test_equals_float64_truth_at_3e7_voxels():
+    probs, target = make_predictions(30_000_000)
+    ece, cece = truth_in_float64(probs, target)
+    bins = CalibrationBins(4).update(probs, target)
+    assert bins.ece() == pytest.approx(ece, abs=1e-9)
+    assert bins.cece() == pytest.approx(cece, abs=1e-9)
+
+
+def test_against_torchmetrics():
+    from torchmetrics.functional.classification import multiclass_calibration_error
+
+    probs, target = make_predictions(100_000)
+    for norm, ours in (("l1", CalibrationBins.ece), ("max", CalibrationBins.mce)):
+        theirs = multiclass_calibration_error(probs, target, num_classes=4, n_bins=15, norm=norm).item()
+        assert ours(CalibrationBins(4).update(probs, target)) == pytest.approx(theirs, abs=2e-4)
+
+
+def test_against_monai():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from monai.metrics import CalibrationErrorMetric
+
+    probs, target = make_predictions(100_000)
+    metric = CalibrationErrorMetric(num_bins=15, include_background=True, calibration_reduction="expected", metric_reduction="mean")
+    one_hot = torch.nn.functional.one_hot(target, 4).movedim(-1, 1)
+    metric(y_pred=probs.view(1, 4, 100, 1000), y=one_hot.view(1, 4, 100, 1000))
+    theirs = torch.as_tensor(metric.aggregate()).mean().item()
+    assert classwise_calibration_error(probs, target) == pytest.approx(theirs, abs=2e-4)
+
+
+def test_merge_equals_all_at_once():
+    probs, target = make_predictions(50_000)
+    whole = CalibrationBins(4).update(probs, target)
+    first = CalibrationBins(4).update(probs[..., :12_345], target[..., :12_345])
+    second = CalibrationBins(4).update(probs[..., 12_345:], target[..., 12_345:])
+    restored = CalibrationBins(4)
+    restored.load_state_dict(first.merge(second).state_dict())
+    for figure in (CalibrationBins.ece, CalibrationBins.cece, CalibrationBins.ace, CalibrationBins.mce):
+        assert figure(restored) == pytest.approx(figure(whole), abs=1e-12)
+    assert restored.num_voxels == 50_000
+
+
+def test_layouts_and_masks_agree():
+    probs, target = make_predictions(6 * 7 * 8)
+    rows = expected_calibration_error(probs[0].T, target[0])
+    volume = expected_calibration_error(probs.view(1, 4, 6, 7, 8), target.view(1, 1, 6, 7, 8).to(torch.uint8))
+    assert rows == pytest.approx(volume, abs=1e-12)
+    mask = torch.zeros_like(target, dtype=torch.bool)
+    mask[:, :100] = True
+    part = expected_calibration_error(probs[..., :100], target[:, :100])
+    assert expected_calibration_error(probs, target, mask=mask) == pytest.approx(part, abs=1e-12)
+    assert adaptive_calibration_error(probs, target, mask=mask) == pytest.approx(
+        adaptive_calibration_error(probs[..., :100], target[:, :100]), abs=1e-12
+    )
+
+
+def test_regions():
+    target = torch.zeros(1, 15, 15, dtype=torch.long)
+    target[0, 5:10, 5:10] = 2
+    count = {region: int(region_mask(target, region, radius=1).sum()) for region in ("all", "foreground", "dilated", "boundary")}
+    # Within one voxel of the border: the ring outside (49 - 25) and the ring inside (25 - 9).
+    assert count == {"all": 225, "foreground": 25, "dilated": 49, "boundary": 24 + 16}
+    volume = target.unsqueeze(1).expand(1, 5, 15, 15)
+    assert int(region_mask(volume, "foreground").sum()) == 125
+
+
+def test_foreground_ece_of_an_oracle_is_not_zero():
+    """Conditioning on the true label is not innocent: the perfect forecaster looks miscalibrated there."""
+    generator = torch.Generator().manual_seed(0)
+    foreground = 0.4 * torch.rand(200_000, generator=generator)
+    probs = torch.stack([1 - foreground, foreground], dim=1)
+    target = (torch.rand(200_000, generator=generator) < foreground).long()
+    assert expected_calibration_error(probs, target) < 0.005
+    assert expected_calibration_error(probs, target, mask=target != 0) > 0.5
+
+
+def test_average_over_volumes():
+    assert average_over_volumes([0.1, 0.3], [3, 1]) == pytest.approx(0.15)
+    assert average_over_volumes([0.1, math.nan, 0.3]) == pytest.approx(0.2)
+
+
+def test_segmentation_scores():
+    target = torch.zeros(4, 20, 20, dtype=torch.long)
+    target[:, 5:15, 5:15] = 1
+    prediction = torch.zeros_like(target)
+    prediction[:, 5:15, 6:16] = 1
+    prediction[0, 0, 0] = 3
+    scores = segmentation_scores(prediction, target, 4, spacing=(10.0, 1.5, 1.5))
+    assert scores["dsc"][0] == pytest.approx(0.9)
+    assert scores["hd95"][0] == pytest.approx(1.5)
+    assert 0 < scores["asd"][0] < 1.5
+    assert all(math.isnan(scores[name][1]) for name in scores)  # MYO in neither
+    assert scores["dsc"][2] == 0
+    assert scores["hd95"][2] == math.inf  # LV in the prediction only
+    assert set(segmentation_scores(prediction, target, 4, surface=False)) == {"dsc"}
+
+
+PROBS, TARGET = make_predictions(60)
+
+
+@pytest.mark.parametrize(
+    "metric",
+    [expected_calibration_error, classwise_calibration_error, adaptive_calibration_error, brier_score, negative_log_likelihood],
+)
+@pytest.mark.parametrize(
+    ("probs", "target", "mask", "message"),
+    [
+        (5 * PROBS, TARGET, None, "probs: got values"),
+        (PROBS * torch.nan, TARGET, None, "probs: got values nan"),
+        (PROBS.clone().index_fill_(1, torch.tensor([0]), 0.0), TARGET, None, "sums off 1"),
+        (PROBS[:, :1], TARGET, None, "probs: got 1 class"),
+        (PROBS.long(), TARGET, None, "probs: got torch.int64"),
+        (PROBS, TARGET[:, :-1], None, "target: got shape"),
+        (PROBS, TARGET.float(), None, "target: got torch.float32"),
+        (PROBS, TARGET + 7, None, "target: got label"),
+        (PROBS, TARGET - 7, None, "target: got label -"),
+        (PROBS, TARGET, torch.zeros_like(TARGET), "mask: got torch.int64"),
+        (PROBS, TARGET, torch.zeros(1, 59, dtype=torch.bool), "mask: got shape"),
+        (PROBS, TARGET, torch.zeros_like(TARGET, dtype=torch.bool), "no voxel"),
+    ],
+)
+def test_bad_input(metric, probs, target, mask, message):
+    with pytest.raises(ValueError, match=message):
+        metric(probs, target, mask=mask)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: CalibrationBins(1), "num_classes: got 1"),
+        (lambda: CalibrationBins(4, 0), "num_bins: got 0"),
+        (lambda: CalibrationBins(4).ece(), "no voxel"),
+        (lambda: CalibrationBins(4).reliability(), "no voxel"),
+        (lambda: CalibrationBins(4).update(PROBS, TARGET).reliability(4), "class_index: got 4"),
+        (lambda: CalibrationBins(3).update(PROBS, TARGET), "probs: got 4 classes"),
+        (lambda: CalibrationBins(3).merge(CalibrationBins(4)), "other: got 4 classes"),
+        (lambda: CalibrationBins(3).load_state_dict({}), "state: got nothing"),
+        (lambda: region_mask(TARGET.view(1, 6, 10), "edge"), "region: got 'edge'"),
+        (lambda: region_mask(TARGET.view(1, 6, 10), "dilated", 0), "radius: got 0"),
+        (lambda: region_mask(TARGET, "dilated"), "target: got shape"),
+        (lambda: average_over_volumes([math.nan], [1.0]), "values: got 1 values"),
+        (lambda: average_over_volumes([0.1], [1.0, 2.0]), "weights: got shape"),
+        (lambda: average_over_volumes([0.1], [-1.0]), "weights: got -1"),
+        (lambda: segmentation_scores(TARGET.view(6, 10), TARGET.view(10, 6), 4), "prediction: got shape"),
+        (lambda: segmentation_scores(TARGET.view(6, 10), TARGET.view(6, 10), 2), "prediction: got labels"),
+        (lambda: segmentation_scores(TARGET.view(6, 10), TARGET.view(6, 10), 4, (1.0,)), "spacing: got"),
+    ],
+)
+def test_bad_options(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()

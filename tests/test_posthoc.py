@@ -1,0 +1,59 @@
+"""Temperature scaling."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from mbls.metrics import expected_calibration_error
+from mbls.posthoc import TemperatureScaling
+
+
+def make_overconfident(temperature=2.5):
+    generator = torch.Generator().manual_seed(0)
+    honest = 1.5 * torch.randn(4, 4, 60, 60, generator=generator)
+    target = torch.multinomial(honest.softmax(1).movedim(1, -1).flatten(0, -2), 1, generator=generator).view(4, 60, 60)
+    return temperature * honest, target
+
+
+def test_finds_the_temperature_and_calibrates():
+    logits, target = make_overconfident()
+    scaling = TemperatureScaling().fit(logits, target)
+    assert scaling.temperature == pytest.approx(2.5, rel=0.05)
+    before = expected_calibration_error(logits.softmax(1), target)
+    after = expected_calibration_error(scaling(logits).softmax(1), target)
+    assert after < 0.02 < before
+    assert (scaling(logits).argmax(1) == logits.argmax(1)).all()
+
+
+def test_is_a_minimum_of_the_nll():
+    logits, target = make_overconfident()
+    temperature = TemperatureScaling().fit(logits, target).temperature
+
+    def nll(value):
+        return F.cross_entropy(logits.double() / value, target)
+
+    assert nll(temperature) < nll(0.98 * temperature)
+    assert nll(temperature) < nll(1.02 * temperature)
+
+
+def test_mask_selects_what_is_fitted():
+    logits, target = make_overconfident()
+    mask = torch.zeros_like(target, dtype=torch.bool)
+    mask[:2] = True
+    part = TemperatureScaling().fit(logits[:2], target[:2]).temperature
+    assert TemperatureScaling().fit(logits, target, mask).temperature == pytest.approx(part)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda x, y: TemperatureScaling(0), "temperature: got 0"),
+        (lambda x, y: TemperatureScaling().fit(x, y[:, 1:]), "target: got shape"),
+        (lambda x, y: TemperatureScaling().fit(x * torch.nan, y), "logits: got NaN"),
+        (lambda x, y: TemperatureScaling().fit(x, y + 1), "target: got labels"),
+        (lambda x, y: TemperatureScaling().fit(x, y, torch.zeros_like(y, dtype=torch.bool)), "mask: got no voxel"),
+    ],
+)
+def test_bad_input(call, message):
+    with pytest.raises(ValueError, match=message):
+        call(*make_overconfident())
