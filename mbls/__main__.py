@@ -58,10 +58,8 @@ def _train(options: argparse.Namespace) -> int:
     from mbls.experiments import find_data, run_experiment
     from mbls.training import make_fabric
 
-    given = {name: getattr(options, name) for name in ("margin", "alpha", "gamma", "sigma", "norm")}
-    spec = ":".join(
-        [options.loss, *(f"{name}={value:g}" if name != "norm" else f"norm={value}" for name, value in given.items() if value)]
-    )
+    given = {name: getattr(options, name) for name in ("margin", "alpha", "gamma", "sigma")}
+    spec = ":".join([options.loss, *(f"{name}={value:g}" for name, value in given.items() if value is not None)])
     fabric = make_fabric(options.precision, options.accelerator)
     row, _, _ = run_experiment(_experiment(options, spec, options.seed), find_data(options.data), options.out, fabric)
     if fabric.global_rank == 0:
@@ -86,7 +84,7 @@ def _compare(options: argparse.Namespace) -> int:
     return 0
 
 
-def _experiment(options: argparse.Namespace, loss: str, seed: int):  # noqa: ANN202 - the import below is kept out of --help
+def _experiment(options: argparse.Namespace, loss: str, seed: int):
     from mbls.experiments import Experiment
     from mbls.training import FitSettings
 
@@ -106,6 +104,7 @@ def _experiment(options: argparse.Namespace, loss: str, seed: int):  # noqa: ANN
         model=options.model,
         base_channels=options.base_channels,
         levels=options.levels,
+        norm=options.norm,
         size=options.size,
         crop=options.crop,
         scaling=options.scaling,
@@ -147,6 +146,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--model", default="unet", help="unet, attention_unet, unet++ or swin_unetr")
     run.add_argument("--base-channels", type=int, default=32)
     run.add_argument("--levels", type=int, default=5)
+    run.add_argument("--norm", help="normalisation of the unet: batch or instance (default: none, as in the paper)")
     run.add_argument("--size", type=int, default=192, help="side of the slices given to the network, in voxels")
     run.add_argument("--crop", type=int, help="side of the square cut from the image, resized to --size (default: --size)")
     run.add_argument("--scaling", default="zscore", help="zscore, percentile or none")
@@ -163,10 +163,11 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--no-surface", action="store_true", help="leave out HD95 and ASD")
 
     train = commands.add_parser("train", parents=[run], help="train and judge one network")
-    train.add_argument("--loss", default="mbls", help="ce, ce_dice, ls, fl, ecp, svls, mbls, mbls_dice or nacl")
+    train.add_argument(
+        "--loss", default="mbls", help="ce, ce_dice, ls, fl, ecp, svls, mbls, mbls_dice or nacl; more options as mbls:norm=l2"
+    )
     for name in ("margin", "alpha", "gamma", "sigma"):
         train.add_argument(f"--{name}", type=float, help="option of the loss")
-    train.add_argument("--norm", help="option of the loss mbls: l1 or l2")
     train.add_argument("--seed", type=int, default=0)
     train.set_defaults(run=_train)
 

@@ -9,7 +9,7 @@ import platform
 import re
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -57,9 +57,8 @@ def _attention_unet(base_channels: int, levels: int, norm: str | None) -> nn.Mod
     _require_no_norm_option(norm)
     from monai.networks.nets import AttentionUnet
 
-    return AttentionUnet(
-        2, 1, NUM_CLASSES, channels=[base_channels * 2**level for level in range(levels)], strides=[2] * (levels - 1)
-    )
+    channels = [base_channels * 2**level for level in range(levels)]
+    return AttentionUnet(2, 1, NUM_CLASSES, channels=channels, strides=[2] * (levels - 1))
 
 
 def _unet_plus_plus(base_channels: int, levels: int, norm: str | None) -> nn.Module:
@@ -81,16 +80,21 @@ def _swin_unetr(base_channels: int, levels: int, norm: str | None) -> nn.Module:
     return SwinUNETR(in_channels=1, out_channels=NUM_CLASSES, feature_size=base_channels, spatial_dims=2)
 
 
-#: Backbones by name; each is built from (base_channels, levels).
-MODELS: dict[str, Callable[[int, int], nn.Module]] = {
-    "unet": lambda base_channels, levels: UNet(base_channels=base_channels, levels=levels),
+def _require_no_norm_option(norm: str | None) -> None:
+    if norm is not None:
+        raise ValueError(f"norm: got {norm!r}, expected None: MONAI's networks bring their own normalisation")
+
+
+#: Backbones by name; each is built from (base_channels, levels, norm).
+MODELS: dict[str, Callable[[int, int, str | None], nn.Module]] = {
+    "unet": lambda base_channels, levels, norm: UNet(base_channels=base_channels, levels=levels, norm=norm),
     "attention_unet": _attention_unet,
     "unet++": _unet_plus_plus,
     "swin_unetr": _swin_unetr,
 }
 
 
-def build_model(name: str, base_channels: int = 32, levels: int = 5) -> nn.Module:
+def build_model(name: str, base_channels: int = 32, levels: int = 5, norm: str | None = None) -> nn.Module:
     """2-D network for ACDC by its name in :data:`MODELS`.
 
     Raises:
@@ -98,7 +102,7 @@ def build_model(name: str, base_channels: int = 32, levels: int = 5) -> nn.Modul
     """
     if name not in MODELS:
         raise ValueError(f"model: got {name!r}, expected one of {', '.join(MODELS)}")
-    return MODELS[name](base_channels, levels)
+    return MODELS[name](base_channels, levels, norm)
 
 
 def parse_loss(spec: str) -> tuple[str, dict[str, float | str]]:
@@ -126,7 +130,7 @@ class Experiment:
 
     Attributes:
         loss: a name of mbls.losses.LOSSES with options, "mbls:margin=5".
-        model, base_channels, levels: as :func:`build_model`.
+        model, base_channels, levels, norm: as :func:`build_model`.
         size, crop, scaling, augment: the slices, as :class:`mbls.acdc.SliceDataset`; augment adds :func:`mbls.acdc.augmentation`.
         patients: train, val, test as numbers (int) or fractions (float); split_seed chooses which.
         fit: :class:`mbls.training.FitSettings`; its seed also makes the initial weights.
@@ -137,13 +141,14 @@ class Experiment:
     model: str = "unet"
     base_channels: int = 32
     levels: int = 5
+    norm: str | None = None
     size: int = 192
     crop: int | None = None
     scaling: str = "zscore"
     augment: bool = False
     patients: tuple[float, float, float] = (0.7, 0.1, 0.2)
     split_seed: int = 0
-    fit: FitSettings = FitSettings()
+    fit: FitSettings = field(default_factory=FitSettings)
     surface: bool = True
 
     @property
@@ -237,7 +242,7 @@ def run_experiment(
     name, options = parse_loss(experiment.loss)
     loss = build_loss(name, NUM_CLASSES, **options)
     torch.manual_seed(experiment.fit.seed)
-    model = build_model(experiment.model, experiment.base_channels, experiment.levels)
+    model = build_model(experiment.model, experiment.base_channels, experiment.levels, experiment.norm)
     identity = json.loads(json.dumps({**asdict(experiment), "data": data.name, "data_fingerprint": data.fingerprint}))
     done = None if out is None else out / "result.json"
     row = None

@@ -1,6 +1,7 @@
 """Fit and judge a segmentation network: the same call on a CPU, one GPU, or many processes (Lightning Fabric).
 
-``fit`` runs in the process it is called from. Started by ``fabric run`` or ``torchrun``, every process calls it and Fabric joins them.
+``fit`` runs in the process it is called from. Started by ``fabric run`` or ``torchrun``, every process calls it and
+Fabric joins them.
 """
 
 from __future__ import annotations
@@ -111,8 +112,9 @@ def fit(
 ) -> Fit:
     """Train a network with Adam and leave it with the weights of the best validation epoch (or of the last, without ``val``).
 
-    With ``out``, ``last.pt`` there is rewritten after every epoch and, on Ctrl-C or SIGTERM, after the step in progress. Calling ``fit``
-    again with the same arguments goes on from it; on the same CPU the result is the same to the bit as without the interruption.
+    With ``out``, ``last.pt`` there is rewritten after every epoch and, on Ctrl-C or SIGTERM, after the step in progress.
+    Calling ``fit`` again with the same arguments goes on from it; on the same CPU the result is the same to the bit as
+    without the interruption.
 
     Args:
         model: (B, 1, H, W) float -> logits (B, K, H, W). loss: as in mbls.losses.

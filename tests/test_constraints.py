@@ -209,18 +209,18 @@ def test_point_7_mbls_leaves_feasible_q_alone_and_holds_back_the_rest():
 def test_calibration_map_is_a_minimum_of_the_expected_loss(loss):
     """Not only stationary: no random neighbour has a lower expected loss, kinks included."""
 
-    def expected(probs):
+    def expected(probs, q):
         values = torch.stack([loss(probs.log(), torch.full((len(probs),), label)) for label in range(3)], 1)
         return (values * q).sum(1)
 
     generator = torch.Generator().manual_seed(1)
     found = calibration_map(loss, Q)
     for row, q in zip(found, Q, strict=True):
-        lowest = expected(row[None])[0]
+        lowest = expected(row[None], q)[0]
         for radius in (1e-3, 1e-1, 1.0):
             step = radius * torch.randn(200, 3, generator=generator, dtype=torch.float64)
             neighbours = (row.log() + step).softmax(1)
-            assert (expected(neighbours) >= lowest - 1e-9).all()
+            assert (expected(neighbours, q) >= lowest - 1e-9).all()
 
 
 @pytest.mark.parametrize(
