@@ -226,8 +226,8 @@ def run_experiment(
 ) -> tuple[dict[str, Any], nn.Module, Evaluation]:
     """Train and judge one network.
 
-    With ``out`` the folder gets ``last.pt``, ``best.pt``, ``history.csv`` (an epoch a row), ``volumes.csv`` (a test volume a row) and
-    ``result.json``; a run found complete there is not trained again, an interrupted one goes on.
+    With ``out`` the folder gets ``last.pt``, ``best.pt``, ``history.csv`` (an epoch a row), ``volumes.csv`` (a test
+    volume a row) and ``result.json``; a run found complete there is not trained again, an interrupted one goes on.
 
     Returns:
         The row (configuration, figures on the test patients, provenance), the network and its evaluation.

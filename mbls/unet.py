@@ -32,8 +32,8 @@ class UNet(nn.Module):
         norm: None (the paper), "batch" or "instance".
 
     Shape:
-        images (B, in_channels, *spatial) float -> logits (B, out_channels, *spatial). Any size from ``2^levels`` (twice that with "instance") up
-        works; a multiple of it keeps all grids aligned.
+        images (B, in_channels, *spatial) float -> logits (B, out_channels, *spatial). Any size from ``2^levels``
+        up works (twice that with "instance"); a multiple of it keeps all grids aligned.
 
     Raises:
         ValueError: an option out of range; images of another number of dimensions or channels, or too small for the levels.

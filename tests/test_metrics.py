@@ -51,7 +51,7 @@ def test_hand_computed():
     # Two bins; all winning confidences (0.9, 0.8, 0.7, 0.6: mean 0.75) lie in the upper one and 3 of 4 are right.
     bins = CalibrationBins(2, num_bins=2).update(HAND_PROBS, HAND_TARGET)
     assert bins.ece() == pytest.approx(0.0, abs=1e-7)
-    # Five bins of 0.2: (0.4, 0.6] one voxel at 0.6, right; (0.6, 0.8] two at 0.75 on average, half right; (0.8, 1] one at 0.9, right.
+    # Five bins of 0.2: (0.4, 0.6] one at 0.6, right; (0.6, 0.8] two, 0.75 on average, half right; (0.8, 1] one at 0.9, right.
     bins = CalibrationBins(2, num_bins=5).update(HAND_PROBS, HAND_TARGET)
     assert bins.ece() == pytest.approx((0.4 * 1 + 0.25 * 2 + 0.1 * 1) / 4, abs=1e-7)
     assert bins.ace() == pytest.approx((0.4 + 0.25 + 0.1) / 3, abs=1e-7)

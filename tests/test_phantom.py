@@ -71,7 +71,7 @@ def test_it_says_what_it_is(phantom_root):
 
 
 def statistics(root):
-    """Fractions of the classes and mean intensities, averaged over the volumes' centred 128 x 128 voxels: (phase, group, values)."""
+    """Class fractions and mean intensities of the centred 128 x 128 voxels: (phase, group, fractions, means) a volume."""
     rows = []
     for patient in find_patients(root):
         for phase in PHASES:

@@ -1,0 +1,127 @@
+"""Every figure of the course: each function draws into an Axes and returns what it drew.
+
+Colours are Okabe and Ito's, which readers with any colour vision tell apart; structures and losses keep theirs throughout.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.colors import ListedColormap
+from matplotlib.image import AxesImage
+from matplotlib.patches import Patch
+
+from mbls.acdc import CLASS_NAMES
+from mbls.metrics import Reliability
+
+__all__ = [
+    "LOSS_COLOURS",
+    "STRUCTURE_COLOURS",
+    "bars_by_loss",
+    "curves",
+    "reliability_diagram",
+    "show_image",
+    "show_labels",
+    "show_scalar",
+    "structure_legend",
+]
+
+#: RV, MYO, LV.
+STRUCTURE_COLOURS = ("#56B4E9", "#009E73", "#F0E442")
+#: By the first part of a loss's name.
+LOSS_COLOURS = {
+    "ce": "#000000",
+    "ls": "#E69F00",
+    "fl": "#CC79A7",
+    "ecp": "#D55E00",
+    "svls": "#56B4E9",
+    "mbls": "#0072B2",
+    "nacl": "#009E73",
+}
+
+
+def loss_colour(name: str) -> str:
+    """Colour of a loss, "mbls:margin=5" and "MbLS" included; grey for others."""
+    return LOSS_COLOURS.get(name.lower().split(":")[0].split("_")[0].split()[0], "#999999")
+
+
+def show_image(axes: Axes, image: np.ndarray, title: str = "") -> AxesImage:
+    """A slice (x, y) in grey, x to the right and y down, as radiologists look at ACDC."""
+    low, high = np.percentile(image, (1, 99))
+    shown = axes.imshow(np.asarray(image).T, cmap="gray", vmin=low, vmax=max(high, low + 1e-6))
+    axes.set(title=title, xticks=[], yticks=[])
+    return shown
+
+
+def show_labels(axes: Axes, labels: np.ndarray, alpha: float = 0.55) -> AxesImage:
+    """Labels (x, y) over an image; the background stays clear."""
+    labels = np.asarray(labels).T
+    shown = np.ma.masked_equal(labels, 0)
+    return axes.imshow(shown, cmap=ListedColormap(STRUCTURE_COLOURS), vmin=1, vmax=3, alpha=alpha, interpolation="nearest")
+
+
+def structure_legend(axes: Axes) -> Artist:
+    """A legend of the three structures under the axes."""
+    patches = [Patch(color=colour, label=name) for name, colour in zip(CLASS_NAMES[1:], STRUCTURE_COLOURS, strict=True)]
+    return axes.legend(handles=patches, loc="upper center", bbox_to_anchor=(0.5, -0.02), ncols=3, frameon=False)
+
+
+def show_scalar(axes: Axes, values: np.ndarray, label: str, title: str = "", limits: tuple[float, float] = (0, 1)) -> AxesImage:
+    """A map (x, y) of one number a voxel, with a colour bar."""
+    shown = axes.imshow(np.asarray(values).T, cmap="cividis", vmin=limits[0], vmax=limits[1])
+    axes.set(title=title, xticks=[], yticks=[])
+    axes.figure.colorbar(shown, ax=axes, label=label, shrink=0.8)
+    return shown
+
+
+def reliability_diagram(axes: Axes, reliability: Reliability, title: str = "", colour: str = "#0072B2") -> list[Artist]:
+    """Accuracy against confidence by bin; the gap to the diagonal is hatched, the width of a mark tells the bin's share of voxels."""
+    edges, share = reliability.edges, reliability.count / max(reliability.count.sum(), 1)
+    filled = reliability.count > 0
+    lefts, widths = edges[:-1][filled], np.diff(edges)[filled]
+    accuracy, confidence = reliability.accuracy[filled], reliability.confidence[filled]
+    bars = axes.bar(lefts, accuracy, widths, align="edge", color=colour, edgecolor="white", label="accuracy")
+    gap = axes.bar(
+        lefts,
+        confidence - accuracy,
+        widths,
+        bottom=accuracy,
+        align="edge",
+        fill=False,
+        hatch="///",
+        edgecolor="#D55E00",
+        linewidth=0.8,
+        label="gap to confidence",
+    )
+    (diagonal,) = axes.plot([0, 1], [0, 1], color="0.3", linestyle="--", linewidth=1, label="perfectly calibrated")
+    for left, width, part in zip(lefts, widths, share[filled], strict=True):
+        if part >= 0.01:
+            axes.text(left + width / 2, 0.02, f"{100 * part:.0f}%", ha="center", va="bottom", fontsize=7, color="white")
+    axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="confidence", ylabel="accuracy", title=title, aspect="equal")
+    return [bars, gap, diagonal]
+
+
+def curves(axes: Axes, series: Mapping[str, Sequence[float]], xlabel: str, ylabel: str, title: str = "") -> list[Artist]:
+    """One line a loss over 1, 2, 3, ...; values that are missing (NaN) are skipped."""
+    lines = []
+    for name, values in series.items():
+        values = np.asarray(values, dtype=float)
+        known = np.isfinite(values)
+        steps = np.arange(1, len(values) + 1)
+        lines += axes.plot(steps[known], values[known], marker="o", markersize=3, color=loss_colour(name), label=name)
+    axes.set(xlabel=xlabel, ylabel=ylabel, title=title)
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False)
+    return lines
+
+
+def bars_by_loss(axes: Axes, values: Mapping[str, float], ylabel: str, title: str = "") -> list[Artist]:
+    """One bar a loss, its value above it."""
+    bars = axes.bar(list(values), list(values.values()), color=[loss_colour(name) for name in values], width=0.6)
+    axes.bar_label(bars, fmt="%.3f", fontsize=9)
+    axes.set(ylabel=ylabel, title=title, ylim=(0, 1.15 * max(values.values())))
+    axes.spines[["top", "right"]].set_visible(False)
+    return list(bars)
