@@ -1,0 +1,69 @@
+"""environment.yml and constraints.txt agree with pyproject.toml; nothing committed names a machine."""
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+
+try:
+    import tomllib
+except ModuleNotFoundError:  # Python 3.10
+    import tomli as tomllib
+
+ROOT = Path(__file__).resolve().parents[1]
+#: PyPI's name -> conda-forge's, where they differ.
+CONDA_NAMES = {"torch": "pytorch", "matplotlib": "matplotlib-base"}
+
+
+def requirements():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    listed = project["dependencies"] + [line for extra in project["optional-dependencies"].values() for line in extra]
+    return [Requirement(line) for line in listed]
+
+
+def conda_packages():
+    dependencies = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
+    lines = [line for line in dependencies if isinstance(line, str)]
+    lines += [line for part in dependencies if isinstance(part, dict) for line in part["pip"] if not line.startswith("-")]
+    return {requirement.name: requirement.specifier for requirement in map(Requirement, lines)}
+
+
+@pytest.mark.parametrize("requirement", requirements(), ids=str)
+def test_environment_has_every_requirement_in_the_same_range(requirement):
+    packages = conda_packages()
+    name = CONDA_NAMES.get(requirement.name, requirement.name)
+    if requirement.marker is not None and name not in packages:
+        pytest.skip(f"only for {requirement.marker}")
+    assert name in packages
+    assert packages[name] == requirement.specifier
+
+
+def test_environment_has_the_same_python():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert conda_packages()["python"] == SpecifierSet(project["requires-python"])
+
+
+@pytest.mark.parametrize("requirement", requirements(), ids=str)
+def test_constraints_pin_every_requirement_inside_its_range(requirement):
+    pins = dict(re.findall(r"^([\w.-]+)==(\S+)$", (ROOT / "constraints.txt").read_text(), re.MULTILINE))
+    pins = {name.lower().replace("_", "-"): version for name, version in pins.items()}
+    if requirement.marker is not None and requirement.name not in pins:
+        pytest.skip(f"only for {requirement.marker}")
+    assert pins[requirement.name] in requirement.specifier
+
+
+def test_no_absolute_paths_in_what_is_committed():
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False)
+    if listed.returncode != 0:
+        pytest.skip("not a git checkout")
+    home = re.compile(r"(?<![\w.$/])/(?:home|root|Users|work)/\w+")
+    found = []
+    for name in listed.stdout.splitlines():
+        path = ROOT / name
+        if path.is_file() and path.suffix not in (".png",):
+            found += [f"{name}: {match}" for match in home.findall(path.read_text(errors="ignore"))]
+    assert found == []

@@ -1,0 +1,177 @@
+"""Comparing losses: names, backbones, rows with provenance, resuming, the command line."""
+
+import json
+from dataclasses import replace
+
+import pandas as pd
+import pytest
+import torch
+
+from mbls import experiments
+from mbls.__main__ import main
+from mbls.experiments import MODELS, Experiment, build_model, compare, data_name, find_data, parse_loss, run_experiment, sweep
+from mbls.losses import LOSSES
+from mbls.phantom import is_phantom
+from mbls.training import FitSettings
+
+SMALL = Experiment(
+    loss="ce",
+    base_channels=4,
+    levels=3,
+    size=32,
+    crop=128,
+    patients=(2, 1, 1),
+    fit=FitSettings(epochs=1, batch_size=16),
+)
+
+
+@pytest.mark.parametrize(("name", "channels"), [("unet", 4), ("attention_unet", 4), ("unet++", 4), ("swin_unetr", 12)])
+def test_backbones(name, channels):
+    model = build_model(name, channels)
+    assert model(torch.randn(1, 1, 64, 64)).shape == (1, 4, 64, 64)
+    assert set(MODELS) == {"unet", "attention_unet", "unet++", "swin_unetr"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("vnet",), "model: got 'vnet'"),
+        (("unet++", 32, 4), "levels: got 4"),
+        (("swin_unetr", 32), "base_channels, levels: got 32"),
+        (("attention_unet", 32, 5, "batch"), "norm: got 'batch'"),
+    ],
+)
+def test_bad_backbones(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        build_model(*arguments)
+
+
+def test_parse_loss():
+    assert parse_loss("mbls:margin=5:alpha=0.1:norm=l2") == ("mbls", {"margin": 5, "alpha": 0.1, "norm": "l2"})
+    assert parse_loss("ce") == ("ce", {})
+    with pytest.raises(ValueError, match="loss: got 'margin' in"):
+        parse_loss("mbls:margin")
+
+
+def test_names_of_runs_are_distinct_and_safe():
+    names = [run.name for run in sweep(SMALL, ["ce", "mbls:margin=5", "mbls:margin=5:alpha=0.2"], [0, 1])]
+    assert names[:3] == ["ce-seed0", "ce-seed1", "mbls-margin5-seed0"]
+    assert len(set(names)) == 6
+    assert all("/" not in name and ":" not in name for name in names)
+
+
+@pytest.mark.parametrize("loss", sorted(LOSSES))
+def test_every_loss_trains(loss, phantom_root):
+    row, _, evaluation = run_experiment(replace(SMALL, loss=loss, surface=False), phantom_root, progress=False)
+    assert row["loss"] == loss
+    assert 0 <= row["ece"] <= 1
+    assert len(evaluation.volumes) == 2
+
+
+def test_compare_writes_tidy_rows_with_provenance(phantom_root, tmp_path):
+    table = compare(sweep(SMALL, ["ce", "mbls:margin=2"], [0, 1]), phantom_root, tmp_path, progress=False)
+    written = pd.read_csv(tmp_path / "results.csv")
+    assert list(written.columns) == list(table.columns)
+    assert written["loss"].tolist() == ["ce", "ce", "mbls:margin=2", "mbls:margin=2"]
+    wanted = {"seed", "dsc", "hd95", "ece", "cece", "ece_fg", "data", "train_seconds", "wall_seconds", "config_data_fingerprint"}
+    wanted |= {"config_fit_learning_rate", "config_size", "made_torch", "made_device", "made_finished"}
+    assert wanted <= set(written.columns)
+    assert (written["data"] == "phantom").all()
+    rows = json.loads((tmp_path / "results.json").read_text())
+    assert [row["dsc"] for row in rows] == pytest.approx(written["dsc"].tolist())
+    volumes = pd.read_csv(tmp_path / "ce-seed0" / "volumes.csv")
+    assert len(volumes) == 2
+    # Finished runs are not trained again: the rows come back as they were, wall time included.
+    again = compare(sweep(SMALL, ["ce", "mbls:margin=2"], [0, 1]), phantom_root, tmp_path, progress=False)
+    assert again["wall_seconds"].tolist() == table["wall_seconds"].tolist()
+
+
+def test_compare_stops_at_a_misspelt_loss_before_training(phantom_root, tmp_path, monkeypatch):
+    monkeypatch.setattr(experiments, "run_experiment", lambda *arguments: pytest.fail("trained"))
+    with pytest.raises(ValueError, match="name: got 'mbsl'"):
+        compare(sweep(SMALL, ["ce", "mbsl"]), phantom_root, tmp_path / "out")
+    with pytest.raises(ValueError, match="ce-seed0 more than once"):
+        compare([SMALL, SMALL], phantom_root, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_refuses_the_folder_of_another_experiment(phantom_root, tmp_path):
+    run_experiment(SMALL, phantom_root, tmp_path, progress=False)
+    with pytest.raises(ValueError, match=r"result of another experiment \(size differ\)"):
+        run_experiment(replace(SMALL, size=48), phantom_root, tmp_path, progress=False)
+
+
+def test_find_data_prefers_what_is_given(phantom_root, tmp_path, monkeypatch):
+    monkeypatch.setenv("MBLS_DATA", str(phantom_root))
+    assert find_data() == phantom_root
+    assert find_data(tmp_path) == tmp_path
+    assert data_name(phantom_root) == "phantom"
+    with pytest.raises(FileNotFoundError, match="root: got"):
+        find_data(tmp_path / "nowhere")
+    monkeypatch.setenv("MBLS_DATA", str(tmp_path / "nowhere"))
+    with pytest.raises(FileNotFoundError, match="MBLS_DATA: got"):
+        find_data()
+
+
+def test_find_data_takes_acdc_and_else_makes_the_phantom_once(tmp_path, monkeypatch):
+    monkeypatch.delenv("MBLS_DATA", raising=False)
+    monkeypatch.setattr(experiments, "data_home", lambda: tmp_path)
+    made = []
+
+    def make(root):
+        made.append(root)
+        return root
+
+    monkeypatch.setattr(experiments, "make_phantom", make)
+    assert find_data() == tmp_path / "phantom"
+    assert made == [tmp_path / "phantom"]
+    (tmp_path / "acdc").mkdir()
+    assert find_data() == tmp_path / "acdc"
+
+
+COMMON = ["--size", "32", "--crop", "128", "--base-channels", "4", "--levels", "3", "--patients", "2,1,1", "--epochs", "1"]
+
+
+def test_train_command(phantom_root, tmp_path, capsys):
+    command = ["train", "--loss", "mbls", "--margin", "5", "--data", str(phantom_root), "--out", str(tmp_path), *COMMON]
+    assert main(command) == 0
+    shown = capsys.readouterr().out
+    assert "mbls:margin=5" in shown
+    assert json.loads((tmp_path / "result.json").read_text())["experiment"]["loss"] == "mbls:margin=5"
+
+
+def test_compare_command(phantom_root, tmp_path, capsys):
+    command = ["compare", "--losses", "ce,mbls:margin=3", "--data", str(phantom_root), "--out", str(tmp_path), *COMMON]
+    assert main([*command, "--no-surface"]) == 0
+    assert "mbls:margin=3" in capsys.readouterr().out
+    assert len(pd.read_csv(tmp_path / "results.csv")) == 2
+
+
+def test_phantom_and_check_commands(tmp_path, capsys):
+    root = tmp_path / "phantom"
+    assert main(["phantom", "--out", str(root), "--patients", "1"]) == 0
+    assert is_phantom(root)
+    assert main(["check", str(root)]) == 0
+    assert "patient001  clean" in capsys.readouterr().out
+    (root / "training" / "patient001" / "patient001_frame01.nii.gz").unlink()
+    assert main(["check", str(root)]) == 1
+    assert "patient001_frame01.nii.gz: missing" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--loss", "lms"], "name: got 'lms'"),
+        (["--loss", "ce", "--margin", "3"], "options of loss 'ce'"),
+        (["--margin", "-1"], "margin: got -1"),
+        (["--patients", "3"], "--patients: got '3'"),
+        (["--patients", "30,1,1"], "train, val, test: got 30"),
+        (["--data", "nowhere"], "root: got nowhere"),
+    ],
+)
+def test_errors_of_the_command_line(phantom_root, tmp_path, capsys, options, message):
+    command = ["train", "--data", str(phantom_root), "--out", str(tmp_path / "out"), *COMMON, *options]
+    assert main(command) == 2
+    errors = capsys.readouterr().err
+    assert message in errors
+    assert "Traceback" not in errors
