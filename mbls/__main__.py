@@ -61,7 +61,7 @@ def _train(options: argparse.Namespace) -> int:
     given = {name: getattr(options, name) for name in ("margin", "alpha", "gamma", "sigma")}
     spec = ":".join([options.loss, *(f"{name}={value:g}" for name, value in given.items() if value is not None)])
     fabric = make_fabric(options.precision, options.accelerator)
-    row, _, _ = run_experiment(_experiment(options, spec, options.seed), find_data(options.data), options.out, fabric)
+    row, *_ = run_experiment(_experiment(options, spec, options.seed), find_data(options.data), options.out, fabric)
     if fabric.global_rank == 0:
         for name, value in row.items():
             if isinstance(value, (int, float, str)):

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import lightning_fabric
 import monai
@@ -25,13 +25,14 @@ import mbls
 from mbls.acdc import NUM_CLASSES, SliceDataset, augmentation, find_patients, fingerprint, split_patients
 from mbls.losses import build_loss
 from mbls.phantom import is_phantom, make_phantom
-from mbls.training import BEST, Evaluation, FitSettings, evaluate, fit, load_weights, make_fabric
+from mbls.training import BEST, CHECKPOINT, Evaluation, FitSettings, evaluate, fit, load_weights, make_fabric
 from mbls.unet import UNet
 
 __all__ = [
     "MODELS",
     "Data",
     "Experiment",
+    "Run",
     "build_model",
     "compare",
     "data_name",
@@ -39,6 +40,7 @@ __all__ = [
     "load_data",
     "parse_loss",
     "run_experiment",
+    "sweep",
 ]
 
 
@@ -221,16 +223,22 @@ def load_data(experiment: Experiment, root: str | Path) -> Data:
     return _cached_data(Path(root), e.patients, e.split_seed, e.size, e.crop, e.scaling, e.augment)
 
 
+class Run(NamedTuple):
+    """A finished experiment."""
+
+    row: dict[str, Any]  # configuration, figures on the test patients, provenance
+    model: nn.Module
+    evaluation: Evaluation
+    history: pd.DataFrame  # an epoch a row
+
+
 def run_experiment(
     experiment: Experiment, root: str | Path, out: str | Path | None = None, fabric: Fabric | None = None, progress: bool = True
-) -> tuple[dict[str, Any], nn.Module, Evaluation]:
+) -> Run:
     """Train and judge one network.
 
     With ``out`` the folder gets ``last.pt``, ``best.pt``, ``history.csv`` (an epoch a row), ``volumes.csv`` (a test
     volume a row) and ``result.json``; a run found complete there is not trained again, an interrupted one goes on.
-
-    Returns:
-        The row (configuration, figures on the test patients, provenance), the network and its evaluation.
 
     Raises:
         ValueError: as the parts do; a folder that holds the result of another experiment.
@@ -251,9 +259,11 @@ def run_experiment(
         different = [key for key, value in identity.items() if row["experiment"].get(key) != value]
         if different:
             raise ValueError(f"{done}: is the result of another experiment ({', '.join(different)} differ); name another folder")
-        load_weights(model, out / (BEST if (out / BEST).is_file() else "last.pt"))
+        load_weights(model, out / (BEST if (out / BEST).is_file() else CHECKPOINT))
+        history = pd.read_csv(out / "history.csv")
     else:
         result = fit(model, loss, data.train, data.val, experiment.fit, fabric, out, progress=progress)
+        history = pd.DataFrame(result.history)
     evaluation = evaluate(model, data.test, fabric, experiment.surface, progress=progress)
     if row is None:
         row = {
@@ -266,17 +276,17 @@ def run_experiment(
             "epochs": experiment.fit.epochs,
             "steps": experiment.fit.epochs * -(-len(data.train) // (experiment.fit.batch_size * fabric.world_size)),
             "best_epoch": result.best_epoch,
-            "train_seconds": round(sum(epoch["seconds"] for epoch in result.history), 1),
+            "train_seconds": round(float(history["seconds"].sum()), 1),
             "wall_seconds": round(time.perf_counter() - started, 1),
             "experiment": identity,
             "provenance": _provenance(fabric),
         }
         if out is not None and fabric.global_rank == 0:
-            _write_table(pd.DataFrame(result.history), out / "history.csv")
+            _write_table(history, out / "history.csv")
             _write_table(pd.DataFrame(evaluation.volumes), out / "volumes.csv")
             _write_json(row, done)
     fabric.barrier()
-    return row, model, evaluation
+    return Run(row, model, evaluation, history)
 
 
 def compare(
@@ -301,8 +311,7 @@ def compare(
     out = Path(out)
     rows = []
     for experiment in experiments:
-        row, _, _ = run_experiment(experiment, root, out / experiment.name, fabric, progress)
-        rows.append(row)
+        rows.append(run_experiment(experiment, root, out / experiment.name, fabric, progress).row)
         if fabric.global_rank == 0:
             _write_json(rows, out / "results.json")
             _write_table(_flat(rows), out / "results.csv")

@@ -1,16 +1,22 @@
 """Every figure of the course: each function draws into an Axes and returns what it drew.
 
+Figures are made without pyplot (:func:`new_figure`) and shown as pictures with alt text (:func:`show`), so that a notebook
+looks the same in every front end and under every matplotlib backend.
+
 Colours are Okabe and Ito's, which readers with any colour vision tell apart; structures and losses keep theirs throughout.
 """
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
+from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.patches import Patch
 
@@ -22,7 +28,10 @@ __all__ = [
     "STRUCTURE_COLOURS",
     "bars_by_loss",
     "curves",
+    "loss_colour",
+    "new_figure",
     "reliability_diagram",
+    "show",
     "show_image",
     "show_labels",
     "show_scalar",
@@ -41,6 +50,21 @@ LOSS_COLOURS = {
     "mbls": "#0072B2",
     "nacl": "#009E73",
 }
+
+
+def new_figure(rows: int = 1, columns: int = 1, width: float = 9.0, height: float = 3.4) -> tuple[Figure, np.ndarray]:
+    """A figure of so many inches and its axes, an array of shape (rows, columns)."""
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, figure.subplots(rows, columns, squeeze=False)
+
+
+def show(figure: Figure, alt: str) -> Any:
+    """The figure as a picture for a notebook, with a text for readers who cannot see it."""
+    from IPython.display import Image
+
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", dpi=90)
+    return Image(picture.getvalue(), format="png", alt=alt)
 
 
 def loss_colour(name: str) -> str:
