@@ -206,7 +206,7 @@ def check_patients(root: str | Path) -> dict[str, list[str]]:
         FileNotFoundError: no such folder, or no patient in it.
     """
     report: dict[str, list[str]] = {}
-    for folder in tqdm(_patient_folders(root), desc="check", unit="patient", leave=False):
+    for folder in tqdm(_patient_folders(root), desc="check", unit="patient", leave=False, delay=2):
         problems = report.setdefault(folder.name, [])
         try:
             patient = _read_info(folder)
@@ -329,7 +329,7 @@ class SliceDataset(Dataset):
         self.transform = transform
         self.volumes: list[VolumeSlices] = []
         images, labels, probs = [], [], []
-        for patient in tqdm(patients, desc="read", unit="patient", leave=False):
+        for patient in tqdm(patients, desc="read", unit="patient", leave=False, delay=10):
             for phase in phases:
                 volume = read_volume(patient, phase)
                 grid = _Grid(volume, size, crop, spacing, patient.path(phase))

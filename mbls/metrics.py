@@ -286,7 +286,7 @@ def region_mask(target: torch.Tensor, region: str, radius: int = 3) -> torch.Ten
 
     if region == "dilated":
         return widest(target != 0) > 0
-    return widest(target) != -widest(-target)
+    return widest(target) != -widest(-target.float())  # in float, since the negative of a uint8 wraps around
 
 
 def average_over_volumes(values: Sequence[float], weights: Sequence[float] | None = None) -> float:

@@ -102,7 +102,7 @@ def show_scalar(axes: Axes, values: np.ndarray, label: str, title: str = "", lim
 
 
 def reliability_diagram(axes: Axes, reliability: Reliability, title: str = "", colour: str = "#0072B2") -> list[Artist]:
-    """Accuracy against confidence by bin; the gap between them is hatched, the number in a bar is its share of the voxels."""
+    """Accuracy against confidence by bin; the gap between them is hatched, the number in a bar is its share of the voxels, from 5 % up."""
     edges, share = reliability.edges, reliability.count / max(reliability.count.sum(), 1)
     filled = reliability.count > 0
     lefts, widths = edges[:-1][filled], np.diff(edges)[filled]
@@ -122,8 +122,9 @@ def reliability_diagram(axes: Axes, reliability: Reliability, title: str = "", c
     )
     (diagonal,) = axes.plot([0, 1], [0, 1], color="0.3", linestyle="--", linewidth=1, label="perfectly calibrated")
     for left, width, part in zip(lefts, widths, share[filled], strict=True):
-        if part >= 0.01:
-            axes.text(left + width / 2, 0.02, f"{100 * part:.0f}%", ha="center", va="bottom", fontsize=7, color="white")
+        if part >= 0.05:
+            text = f"{100 * part:.0f} %"
+            axes.text(left + width / 2, 0.03, text, ha="center", va="bottom", fontsize=8, color="white", rotation=90)
     axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="confidence", ylabel="accuracy", title=title, aspect="equal")
     return [bars, gap, diagonal]
 

@@ -247,7 +247,7 @@ def load_weights(model: nn.Module, path: str | Path) -> nn.Module:
     try:
         model.load_state_dict(state["model"])
     except (KeyError, RuntimeError) as error:
-        raise ValueError(f"{path}: holds weights of another network ({str(error).splitlines()[0]})") from error
+        raise ValueError(f"{path}: holds weights of another network ({_first_line(error)})") from error
     return model
 
 
@@ -440,11 +440,15 @@ def _load(path: Path) -> dict[str, Any]:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises a different type for each kind of damage
         raise ValueError(
-            f"{path}: cannot be read as a checkpoint ({str(error).splitlines()[0]}); delete it to start anew"
+            f"{path}: cannot be read as a checkpoint ({_first_line(error)}); delete it to start anew"
         ) from error
     if not isinstance(state, dict) or "model" not in state:
         raise ValueError(f"{path}: got no model weights in it, expected a checkpoint written by fit")
     return state
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _check_same_run(state: dict[str, Any], settings: FitSettings, path: Path) -> None:

@@ -158,8 +158,9 @@ def test_layouts_and_masks_agree():
     )
 
 
-def test_regions():
-    target = torch.zeros(1, 15, 15, dtype=torch.long)
+@pytest.mark.parametrize("dtype", [torch.long, torch.uint8])
+def test_regions(dtype):
+    target = torch.zeros(1, 15, 15, dtype=dtype)
     target[0, 5:10, 5:10] = 2
     count = {region: int(region_mask(target, region, radius=1).sum()) for region in ("all", "foreground", "dilated", "boundary")}
     # Within one voxel of the border: the ring outside (49 - 25) and the ring inside (25 - 9).
