@@ -102,7 +102,7 @@ def show_scalar(axes: Axes, values: np.ndarray, label: str, title: str = "", lim
 
 
 def reliability_diagram(axes: Axes, reliability: Reliability, title: str = "", colour: str = "#0072B2") -> list[Artist]:
-    """Accuracy against confidence by bin; the gap between them is hatched, the number in a bar is its share of the voxels, from 5 % up."""
+    """Accuracy against confidence by bin; the gap between them is hatched, a bar from 5 % of the voxels up says its share."""
     edges, share = reliability.edges, reliability.count / max(reliability.count.sum(), 1)
     filled = reliability.count > 0
     lefts, widths = edges[:-1][filled], np.diff(edges)[filled]

@@ -439,9 +439,7 @@ def _load(path: Path) -> dict[str, Any]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises a different type for each kind of damage
-        raise ValueError(
-            f"{path}: cannot be read as a checkpoint ({_first_line(error)}); delete it to start anew"
-        ) from error
+        raise ValueError(f"{path}: cannot be read as a checkpoint ({_first_line(error)}); delete it to start anew") from error
     if not isinstance(state, dict) or "model" not in state:
         raise ValueError(f"{path}: got no model weights in it, expected a checkpoint written by fit")
     return state
