@@ -173,6 +173,8 @@ class _Attempt:
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: Any) -> bool:
         self.done, self.error = error is None, error
+        if isinstance(error, urllib.error.HTTPError):
+            error.close()  # it holds the connection open
         return isinstance(error, (OSError, http.client.HTTPException, json.JSONDecodeError, _Damaged))
 
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+import socket
 import threading
 from collections import Counter
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -82,7 +83,7 @@ class Girder:
         if spoilt == "cut":  # the connection breaks in the middle
             handler.wfile.write(body[: len(body) // 2])
             handler.wfile.flush()
-            handler.connection.close()
+            handler.connection.shutdown(socket.SHUT_RDWR)
         elif spoilt == "garble":  # the right length, damaged content
             handler.wfile.write(bytes(len(body)))
         else:

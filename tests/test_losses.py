@@ -58,9 +58,10 @@ def by_hand(name, row, label):
 @pytest.mark.parametrize("name", ["ce", "ls", "fl", "ecp", "mbls", "mbls_l2"])
 def test_value_is_the_formula(name):
     logits, target = make_batch(dtype=torch.float64)
-    torch.testing.assert_close(
-        PER_VOXEL[name](reduction="none")(logits, target), by_hand(name, logits, target), rtol=1e-12, atol=1e-12
-    )
+    values = PER_VOXEL[name](reduction="none")(logits, target)
+    rows = logits.movedim(1, -1).flatten(0, -2).tolist()
+    expected = [by_hand(name, row, label) for row, label in zip(rows, target.flatten().tolist(), strict=True)]
+    torch.testing.assert_close(values.flatten(), torch.tensor(expected, dtype=torch.float64), rtol=1e-12, atol=1e-12)
 
 
 def test_cross_entropy_and_label_smoothing_are_torchs():

@@ -10,7 +10,7 @@ import nbformat
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1] / "notebooks"
-NOTEBOOKS = sorted(ROOT.rglob("*.ipynb"))
+NOTEBOOKS = sorted(path for path in ROOT.rglob("*.ipynb") if ".ipynb_checkpoints" not in path.parts)
 
 
 @pytest.fixture(params=NOTEBOOKS, ids=lambda path: path.stem)
