@@ -16,8 +16,8 @@ test: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m pytest
-	$(BIN)/python -m mbls phantom --if-missing
-	$(BIN)/python -m pytest --nbval --nbval-current-env notebooks
+	$(BIN)/python -m mbls phantom
+	MBLS_DATA=$(CURDIR)/data/phantom $(BIN)/python -m pytest --nbval --nbval-current-env notebooks
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix .

@@ -237,8 +237,9 @@ def run_experiment(
 ) -> Run:
     """Train and judge one network.
 
-    With ``out`` the folder gets ``last.pt``, ``best.pt``, ``history.csv`` (an epoch a row), ``volumes.csv`` (a test
-    volume a row) and ``result.json``; a run found complete there is not trained again, an interrupted one goes on.
+    With ``out`` the folder gets ``experiment.json``, ``last.pt``, ``best.pt``, ``history.csv`` (an epoch a row),
+    ``volumes.csv`` (a test volume a row) and ``result.json``; a run found complete there is not trained again, an
+    interrupted one goes on.
 
     Raises:
         ValueError: as the parts do; a folder that holds the result of another experiment.
@@ -254,11 +255,14 @@ def run_experiment(
     identity = json.loads(json.dumps({**asdict(experiment), "data": data.name, "data_fingerprint": data.fingerprint}))
     done = None if out is None else out / "result.json"
     row = None
+    if out is not None:
+        _refuse_another(out / "experiment.json", identity)
+        if fabric.global_rank == 0:
+            _write_json(identity, out / "experiment.json")
     if done is not None and done.is_file():
         row = json.loads(done.read_text())
-        different = [key for key, value in identity.items() if row["experiment"].get(key) != value]
-        if different:
-            raise ValueError(f"{done}: is the result of another experiment ({', '.join(different)} differ); name another folder")
+        if row["experiment"] != identity:
+            raise ValueError(f"{done}: has another number of epochs, {row['epochs']}; name another folder")
         load_weights(model, out / (BEST if (out / BEST).is_file() else CHECKPOINT))
         history = pd.read_csv(out / "history.csv")
     else:
@@ -335,6 +339,21 @@ def _flat(rows: list[dict[str, Any]]) -> pd.DataFrame:
         flat |= {f"made_{key}": value for key, value in row["provenance"].items()}
         table.append(flat)
     return pd.DataFrame(table)
+
+
+def _refuse_another(path: Path, identity: dict[str, Any]) -> None:
+    """Raise where a folder is noted as another experiment's; more epochs than noted are a wish to train on."""
+
+    def comparable(experiment: dict[str, Any]) -> dict[str, Any]:
+        fit_settings = {name: value for name, value in experiment["fit"].items() if name != "epochs"}
+        return {**experiment, "fit": fit_settings}
+
+    if not path.is_file():
+        return
+    recorded, wanted = comparable(json.loads(path.read_text())), comparable(identity)
+    different = [name for name in wanted if recorded.get(name) != wanted[name]]
+    if different:
+        raise ValueError(f"{path}: is of another experiment ({', '.join(different)} differ); name another folder")
 
 
 def _provenance(fabric: Fabric) -> dict[str, Any]:

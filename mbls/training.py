@@ -114,7 +114,7 @@ def fit(
 
     With ``out``, ``last.pt`` there is rewritten after every epoch and, on Ctrl-C or SIGTERM, after the step in progress.
     Calling ``fit`` again with the same arguments goes on from it; on the same CPU the result is the same to the bit as
-    without the interruption.
+    without the interruption. Seeds torch's global generator.
 
     Args:
         model: (B, 1, H, W) float -> logits (B, K, H, W). loss: as in mbls.losses.
@@ -198,7 +198,8 @@ def fit(
                 group["lr"] = rate
             alpha = _set_alpha(loss, alpha_schedule, epoch)
             network.train()
-            running = torch.tensor(loss_sum, dtype=torch.float64, device=fabric.device)
+            # float32: Apple's GPUs have no float64, and read only once an epoch, so that no step waits for the host.
+            running = torch.tensor(loss_sum, dtype=torch.float32, device=fabric.device)
             for batch, (images, labels) in enumerate(loader):
                 if batch < done_batches:  # already trained on before the interruption
                     continue
@@ -211,7 +212,7 @@ def fit(
                 optimizer.step()
                 running += value.detach()
                 bar.update()
-                if stop.is_set():
+                if _asked_to_stop(stop, fabric):
                     save(epoch, batch + 1, float(running))
                     raise KeyboardInterrupt(f"fit: stopped in epoch {epoch + 1} of {settings.epochs}")
             done_batches, loss_sum, generator_state = 0, 0.0, None
@@ -422,6 +423,14 @@ def _stop_after_step() -> Iterator[threading.Event]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _asked_to_stop(stop: threading.Event, fabric: Fabric) -> bool:
+    if fabric.world_size == 1:
+        return stop.is_set()
+    # Signals reach the processes at different moments; they have to agree on the step to stop after, or some wait for ever.
+    asked = torch.tensor(float(stop.is_set()), device=fabric.device)
+    return bool(fabric.all_reduce(asked, reduce_op="max") > 0)
 
 
 def _save(fabric: Fabric, path: Path, state: dict[str, Any]) -> None:

@@ -95,10 +95,22 @@ def test_compare_stops_at_a_misspelt_loss_before_training(phantom_root, tmp_path
     assert not (tmp_path / "out").exists()
 
 
-def test_refuses_the_folder_of_another_experiment(phantom_root, tmp_path):
-    run_experiment(SMALL, phantom_root, tmp_path, progress=False)
-    with pytest.raises(ValueError, match=r"result of another experiment \(size differ\)"):
-        run_experiment(replace(SMALL, size=48), phantom_root, tmp_path, progress=False)
+def test_refuses_the_folder_of_another_experiment(phantom_root, tmp_path, monkeypatch):
+    def interrupted(*arguments, **options):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(experiments, "fit", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            run_experiment(SMALL, phantom_root, tmp_path, progress=False)
+    # Neither an unfinished run nor a finished one is mistaken for another.
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r"experiment.json: is of another experiment \(loss, size differ\)"):
+            run_experiment(replace(SMALL, loss="ls", size=48), phantom_root, tmp_path, progress=False)
+        run_experiment(SMALL, phantom_root, tmp_path, progress=False)
+    longer = replace(SMALL, fit=replace(SMALL.fit, epochs=2))
+    with pytest.raises(ValueError, match=r"result.json: has another number of epochs, 1"):
+        run_experiment(longer, phantom_root, tmp_path, progress=False)
 
 
 def test_find_data_prefers_what_is_given(phantom_root, tmp_path, monkeypatch):
