@@ -25,7 +25,7 @@ import mbls
 from mbls.acdc import NUM_CLASSES, SliceDataset, augmentation, find_patients, fingerprint, split_patients
 from mbls.losses import build_loss
 from mbls.phantom import is_phantom, make_phantom
-from mbls.training import BEST, CHECKPOINT, Evaluation, FitSettings, evaluate, fit, load_weights, make_fabric
+from mbls.training import BEST, CHECKPOINT, Evaluation, FitSettings, evaluate, fit, load_weights, make_fabric, written_whole
 from mbls.unet import UNet
 
 __all__ = [
@@ -257,8 +257,6 @@ def run_experiment(
     row = None
     if out is not None:
         _refuse_another(out / "experiment.json", identity)
-        if fabric.global_rank == 0:
-            _write_json(identity, out / "experiment.json")
     if done is not None and done.is_file():
         row = json.loads(done.read_text())
         if row["experiment"] != identity:
@@ -266,6 +264,8 @@ def run_experiment(
         load_weights(model, out / (BEST if (out / BEST).is_file() else CHECKPOINT))
         history = pd.read_csv(out / "history.csv")
     else:
+        if out is not None and fabric.global_rank == 0:
+            _write_json(identity, out / "experiment.json")
         result = fit(model, loss, data.train, data.val, experiment.fit, fabric, out, progress=progress)
         history = pd.DataFrame(result.history)
     evaluation = evaluate(model, data.test, fabric, experiment.surface, progress=progress)
@@ -383,6 +383,5 @@ def _write_json(value: Any, path: Path) -> None:
 
 def _write_text(text: str, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.part")
-    part.write_text(text)
-    os.replace(part, path)
+    with written_whole(path) as part:
+        part.write_text(text)

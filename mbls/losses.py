@@ -94,6 +94,13 @@ def _checked_target(logits: torch.Tensor, target: torch.Tensor, ignore_index: in
     return target
 
 
+def _check_form(logits: torch.Tensor, num_classes: int, spatial_dims: int) -> None:
+    """For the losses that are built for one number of classes and dimensions."""
+    if logits.dim() != spatial_dims + 2 or logits.shape[1] != num_classes:
+        expected = f"(B, {num_classes}, *spatial) with {spatial_dims} spatial dimensions"
+        raise ValueError(f"logits: got shape {tuple(logits.shape)}, expected {expected}")
+
+
 def _raise_if_not_finite(loss: torch.Tensor, logits: torch.Tensor) -> None:
     # Looked at on the CPU only, for the same reason; and only when the loss shows it, so that a healthy step pays nothing.
     if loss.device.type != "cpu" or torch.compiler.is_compiling() or torch.isfinite(loss.detach()).all():
@@ -294,9 +301,7 @@ class SVLSLoss(_VoxelLoss):
         return smooth / smooth.sum(dim=1, keepdim=True).clamp(min=torch.finfo(smooth.dtype).tiny)
 
     def voxel_loss(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        if logits.dim() != self.spatial_dims + 2 or logits.shape[1] != self.num_classes:
-            expected = f"(B, {self.num_classes}, *spatial) with {self.spatial_dims} spatial dimensions"
-            raise ValueError(f"logits: got shape {tuple(logits.shape)}, expected {expected}")
+        _check_form(logits, self.num_classes, self.spatial_dims)
         return -(self.smooth_labels(target) * F.log_softmax(logits, dim=1)).sum(dim=1)
 
 
@@ -348,9 +353,7 @@ class NACLLoss(_VoxelLoss):
 
     def forward(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         target = _checked_target(logits, target, ignore_index=-100)
-        if logits.dim() != self.spatial_dims + 2 or logits.shape[1] != self.num_classes:
-            expected = f"(B, {self.num_classes}, *spatial) with {self.spatial_dims} spatial dimensions"
-            raise ValueError(f"logits: got shape {tuple(logits.shape)}, expected {expected}")
+        _check_form(logits, self.num_classes, self.spatial_dims)
         with torch.autocast(logits.device.type, enabled=False):
             loss = self.nacl(logits.float(), target)
         _raise_if_not_finite(loss, logits)
@@ -379,8 +382,8 @@ class WithDice(_Loss):
         self.dice = DiceLoss()
 
     def forward(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        first = self.loss(logits, target)
-        target = _checked_target(logits, target, self.loss.ignore_index)
+        first = self.loss(logits, target)  # which has checked the target
+        target = target.reshape(logits.shape[:1] + logits.shape[2:]).long()
         keep = target != self.loss.ignore_index
         one_hot = F.one_hot(torch.where(keep, target, 0), logits.shape[1]).movedim(-1, 1)
         keep = keep.unsqueeze(1)

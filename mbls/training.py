@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 from lightning_fabric import Fabric
+from lightning_fabric.wrappers import is_wrapped
 from torch import nn
 from torch.utils.data import DataLoader, DistributedSampler
 from tqdm.auto import tqdm
@@ -40,6 +41,10 @@ __all__ = ["CHECKPOINT", "Evaluation", "Fit", "FitSettings", "evaluate", "fit", 
 #: In the output folder: the state to resume from, and the weights of the best validation epoch.
 CHECKPOINT = "last.pt"
 BEST = "best.pt"
+
+#: Regions that calibration is judged over, with the ending of their columns; and the figures taken in each.
+_REGIONS = {"all": "", "foreground": "_fg"}
+_CALIBRATION = ("ece", "cece", "aece", "nll", "brier", "mean_distance")
 
 
 @dataclass(frozen=True)
@@ -280,19 +285,19 @@ class Evaluation:
                 figures[score] = float(found.mean()) if found.size else float("nan")
                 if score == "hd95":
                     figures["missed"] = int(np.isinf(values).sum())
-        for region, suffix, weight in (("all", "", "voxels"), ("foreground", "_fg", "voxels_fg")):
-            for score in ("ece", "cece", "aece", "nll", "brier", "mean_distance"):
+        for region, suffix in _REGIONS.items():
+            weights = [row[f"voxels{suffix}"] for row in self.volumes]
+            if sum(weights) == 0:
+                raise ValueError(f"volumes: got no {region} voxel in {len(self.volumes)} volumes, expected some")
+            for score in _CALIBRATION:
                 name = f"{score}{suffix}"
-                weights = [row[weight] for row in self.volumes]
-                if sum(weights) == 0:
-                    raise ValueError(f"volumes: got no {region} voxel in {len(self.volumes)} volumes, expected some")
                 figures[name] = average_over_volumes([row[name] for row in self.volumes], weights)
         return figures
 
     def pooled(self) -> dict[str, float]:
         """ECE, CECE, ACE and MCE over all voxels of a region at once, as if they were one volume."""
         figures = {}
-        for region, suffix in (("all", ""), ("foreground", "_fg")):
+        for region, suffix in _REGIONS.items():
             bins = self.bins[region]
             figures |= {f"{name}{suffix}": getattr(bins, name)() for name in ("ece", "cece", "ace", "mce")}
         return figures
@@ -319,7 +324,7 @@ def evaluate(
     fabric = fabric or make_fabric()
     share = dataset.volumes[fabric.global_rank :: fabric.world_size]
     rows = []
-    bins = {region: CalibrationBins(len(CLASS_NAMES)) for region in ("all", "foreground")}
+    bins = {region: CalibrationBins(len(CLASS_NAMES)) for region in _REGIONS}
     volumes = predict_volumes(model, dataset, fabric, share)
     for volume, logits, labels in tqdm(
         volumes, total=len(share), desc="evaluate", unit="volume", leave=False, disable=not progress
@@ -331,11 +336,11 @@ def evaluate(
         for score, values in scores.items():
             row |= {f"{score}_{name}": value for name, value in zip(CLASS_NAMES[1:], values, strict=True)}
         distances = logit_distances(logits).mean(1)
-        for region, suffix in (("all", ""), ("foreground", "_fg")):
+        for region, suffix in _REGIONS.items():
             mask = region_mask(labels, region)
             row[f"voxels{suffix}"] = int(mask.sum())
             if not mask.any():
-                row |= {f"{name}{suffix}": float("nan") for name in ("ece", "cece", "aece", "nll", "brier", "mean_distance")}
+                row |= {f"{name}{suffix}": float("nan") for name in _CALIBRATION}
                 continue
             volume_bins = CalibrationBins(len(CLASS_NAMES)).update(probs, labels, mask)
             bins[region].merge(volume_bins)
@@ -360,18 +365,12 @@ def predict_volumes(
 ) -> Iterator[tuple[VolumeSlices, torch.Tensor, torch.Tensor]]:
     """Each volume with its logits (N, K, H, W) float32 and labels (N, H, W) int64, on the CPU; the model is left in eval mode."""
     fabric = fabric or make_fabric()
-    network = model if isinstance(model, _wrapper_types()) else fabric.setup_module(model)
+    network = model if is_wrapped(model) else fabric.setup_module(model)
     network.eval()
     for volume in dataset.volumes if volumes is None else volumes:
         with torch.inference_mode():
             logits = network(fabric.to_device(dataset.images[volume.start : volume.stop])).float().cpu()
         yield volume, logits, dataset.labels[volume.start : volume.stop].long()
-
-
-def _wrapper_types() -> tuple[type, ...]:
-    from lightning_fabric.wrappers import _FabricModule
-
-    return (_FabricModule,)
 
 
 def _gathered(
@@ -433,12 +432,18 @@ def _asked_to_stop(stop: threading.Event, fabric: Fabric) -> bool:
     return bool(fabric.all_reduce(asked, reduce_op="max") > 0)
 
 
+@contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+    """A temporary name to write to, renamed at the end: a reader sees the old file or the new one, never half of one."""
+    part = path.with_name(f".{path.name}.part")
+    yield part
+    os.replace(part, path)
+
+
 def _save(fabric: Fabric, path: Path, state: dict[str, Any]) -> None:
-    """Write under a temporary name, then rename: a reader sees the old file or the new one, never half of one."""
     if fabric.global_rank == 0:
-        part = path.with_name(f".{path.name}.part")
-        torch.save(state, part)
-        os.replace(part, path)
+        with written_whole(path) as part:
+            torch.save(state, part)
     fabric.barrier()
 
 

@@ -1,7 +1,6 @@
 """What a notebook must be, whatever it says; that its outputs still come out is checked by nbval (make test)."""
 
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -79,4 +78,3 @@ def test_nbval_catches_a_changed_number(tmp_path):
     failed = run_nbval(path)
     assert failed.returncode == 1
     assert "0.87006" in failed.stdout
-    shutil.rmtree(tmp_path, ignore_errors=True)

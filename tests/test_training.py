@@ -5,7 +5,6 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 import torch
@@ -234,4 +233,4 @@ def test_cross_entropy_learns_real_hearts(acdc_root):
 def test_checkpoints_are_plain_tensors(slices, val, tmp_path):
     """So that a checkpoint from elsewhere cannot run code when it is loaded."""
     run(slices, val, out=tmp_path)
-    assert isinstance(torch.load(Path(tmp_path) / CHECKPOINT, weights_only=True), dict)
+    assert isinstance(torch.load(tmp_path / CHECKPOINT, weights_only=True), dict)
