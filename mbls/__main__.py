@@ -55,8 +55,8 @@ def _check(options: argparse.Namespace) -> int:
 
 
 def _train(options: argparse.Namespace) -> int:
+    from mbls.devices import make_fabric
     from mbls.experiments import find_data, run_experiment
-    from mbls.training import make_fabric
 
     given = {name: getattr(options, name) for name in ("margin", "alpha", "gamma", "sigma")}
     spec = ":".join([options.loss, *(f"{name}={value:g}" for name, value in given.items() if value is not None)])
@@ -70,8 +70,8 @@ def _train(options: argparse.Namespace) -> int:
 
 
 def _compare(options: argparse.Namespace) -> int:
+    from mbls.devices import make_fabric
     from mbls.experiments import compare, find_data, sweep
-    from mbls.training import make_fabric
 
     base = _experiment(options, "ce", 0)
     seeds = [int(seed) for seed in options.seeds.split(",")]

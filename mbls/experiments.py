@@ -23,9 +23,11 @@ from torch import nn
 
 import mbls
 from mbls.acdc import NUM_CLASSES, SliceDataset, augmentation, find_patients, fingerprint, split_patients
+from mbls.devices import make_fabric
+from mbls.evaluation import Evaluation, evaluate
 from mbls.losses import build_loss
 from mbls.phantom import is_phantom, make_phantom
-from mbls.training import BEST, CHECKPOINT, Evaluation, FitSettings, evaluate, fit, load_weights, make_fabric, written_whole
+from mbls.training import BEST, CHECKPOINT, FitSettings, fit, load_weights, written_whole
 from mbls.unet import UNet
 
 __all__ = [
@@ -238,8 +240,8 @@ def run_experiment(
     """Train and judge one network.
 
     With ``out`` the folder gets ``experiment.json``, ``last.pt``, ``best.pt``, ``history.csv`` (an epoch a row),
-    ``volumes.csv`` (a test volume a row) and ``result.json``; a run found complete there is not trained again, an
-    interrupted one goes on.
+    ``volumes.csv`` (a test volume a row), ``histograms.csv`` (a bin a row) and ``result.json``; a run found complete there
+    is not trained again, an interrupted one goes on.
 
     Raises:
         ValueError: as the parts do; a folder that holds the result of another experiment.
@@ -288,6 +290,7 @@ def run_experiment(
         if out is not None and fabric.global_rank == 0:
             _write_table(history, out / "history.csv")
             _write_table(pd.DataFrame(evaluation.volumes), out / "volumes.csv")
+            _write_table(evaluation.histograms(), out / "histograms.csv")
             _write_json(row, done)
     fabric.barrier()
     return Run(row, model, evaluation, history)
@@ -296,9 +299,10 @@ def run_experiment(
 def compare(
     experiments: Iterable[Experiment], root: str | Path, out: str | Path, fabric: Fabric | None = None, progress: bool = True
 ) -> pd.DataFrame:
-    """Run experiments one after the other; each in its own folder under ``out``, all in ``results.csv`` and ``results.json`` there.
+    """Run experiments one after the other; each in its own folder under ``out``, all in ``results.csv``, ``results.json`` and
+    ``histograms.csv`` there.
 
-    The two files are rewritten after each run, so what is finished is never lost, and calling it again goes on where it stopped.
+    The three files are rewritten after each run, so what is finished is never lost, and calling it again goes on where it stopped.
 
     Raises:
         ValueError: two experiments of the same name (their folders would collide); else as :func:`run_experiment`.
@@ -313,12 +317,16 @@ def compare(
         build_loss(name, NUM_CLASSES, **options)
     fabric = fabric or make_fabric()
     out = Path(out)
-    rows = []
+    rows, histograms = [], []
     for experiment in experiments:
-        rows.append(run_experiment(experiment, root, out / experiment.name, fabric, progress).row)
+        run = run_experiment(experiment, root, out / experiment.name, fabric, progress)
+        rows.append(run.row)
+        names = {"loss": experiment.loss, "model": experiment.model, "seed": experiment.fit.seed}
+        histograms.append(run.evaluation.histograms().assign(**names))
         if fabric.global_rank == 0:
             _write_json(rows, out / "results.json")
             _write_table(_flat(rows), out / "results.csv")
+            _write_table(pd.concat(histograms), out / "histograms.csv")
     return _flat(rows)
 
 

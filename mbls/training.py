@@ -1,4 +1,4 @@
-"""Fit and judge a segmentation network: the same call on a CPU, one GPU, or many processes (Lightning Fabric).
+"""Fit a segmentation network: the same call on a CPU, one GPU, or many processes (Lightning Fabric).
 
 ``fit`` runs in the process it is called from. Started by ``fabric run`` or ``torchrun``, every process calls it and
 Fabric joins them.
@@ -16,35 +16,21 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from lightning_fabric import Fabric
-from lightning_fabric.wrappers import is_wrapped
 from torch import nn
 from torch.utils.data import DataLoader, DistributedSampler
 from tqdm.auto import tqdm
 
-from mbls.acdc import CLASS_NAMES, SliceDataset, VolumeSlices
-from mbls.constraints import logit_distances
-from mbls.metrics import (
-    CalibrationBins,
-    adaptive_calibration_error,
-    average_over_volumes,
-    brier_score,
-    negative_log_likelihood,
-    region_mask,
-    segmentation_scores,
-)
+from mbls.acdc import SliceDataset
+from mbls.devices import make_fabric
+from mbls.evaluation import evaluate
 
-__all__ = ["CHECKPOINT", "Evaluation", "Fit", "FitSettings", "evaluate", "fit", "load_weights", "make_fabric", "predict_volumes"]
+__all__ = ["BEST", "CHECKPOINT", "Fit", "FitSettings", "fit", "load_weights"]
 
 #: In the output folder: the state to resume from, and the weights of the best validation epoch.
 CHECKPOINT = "last.pt"
 BEST = "best.pt"
-
-#: Regions that calibration is judged over, with the ending of their columns; and the figures taken in each.
-_REGIONS = {"all": "", "foreground": "_fg"}
-_CALIBRATION = ("ece", "cece", "aece", "nll", "brier", "mean_distance")
 
 
 @dataclass(frozen=True)
@@ -83,25 +69,6 @@ class Fit:
     history: list[dict[str, float]] = field(default_factory=list)
     best_epoch: int | None = None
     best_dsc: float | None = None
-
-
-def make_fabric(precision: str = "32-true", accelerator: str = "auto") -> Fabric:
-    """Fabric for this process: one device when started plainly, the launcher's devices under ``fabric run`` or ``torchrun``.
-
-    Args:
-        precision: "32-true", "bf16-mixed" or "16-mixed", as Fabric names them.
-        accelerator: "auto", "cpu" or "cuda".
-    """
-    if "LT_CLI_USED" in os.environ:  # set by `fabric run`, which also sets accelerator, devices and precision
-        fabric = Fabric()
-    elif "LOCAL_WORLD_SIZE" in os.environ:
-        local = int(os.environ["LOCAL_WORLD_SIZE"])
-        nodes = int(os.environ["WORLD_SIZE"]) // local
-        fabric = Fabric(accelerator=accelerator, devices=local, num_nodes=nodes, strategy="ddp", precision=precision)
-    else:
-        fabric = Fabric(accelerator=accelerator, devices=1, precision=precision)
-    fabric.launch()
-    return fabric
 
 
 def fit(
@@ -255,134 +222,6 @@ def load_weights(model: nn.Module, path: str | Path) -> nn.Module:
     except (KeyError, RuntimeError) as error:
         raise ValueError(f"{path}: holds weights of another network ({_first_line(error)})") from error
     return model
-
-
-@dataclass
-class Evaluation:
-    """Figures of a network on some volumes.
-
-    Attributes:
-        volumes: one row a volume; see :func:`evaluate`.
-        bins: pooled over all voxels of a region, "all" and "foreground".
-    """
-
-    volumes: list[dict[str, Any]]
-    bins: dict[str, CalibrationBins]
-
-    def summary(self) -> dict[str, float]:
-        """Means over volumes, as the official evaluation takes them: calibration weighted by the voxels counted, DSC unweighted.
-
-        ``hd95`` and ``asd`` are means over the structures found; ``missed`` counts the structures in the labels that were not, or
-        the other way round.
-        """
-        figures: dict[str, float] = {}
-        for score in ("dsc", "hd95", "asd"):
-            values = np.array(
-                [[row[f"{score}_{name}"] for name in CLASS_NAMES[1:]] for row in self.volumes if f"{score}_RV" in row]
-            )
-            if values.size:
-                found = values[np.isfinite(values)]
-                figures[score] = float(found.mean()) if found.size else float("nan")
-                if score == "hd95":
-                    figures["missed"] = int(np.isinf(values).sum())
-        for region, suffix in _REGIONS.items():
-            weights = [row[f"voxels{suffix}"] for row in self.volumes]
-            if sum(weights) == 0:
-                raise ValueError(f"volumes: got no {region} voxel in {len(self.volumes)} volumes, expected some")
-            for score in _CALIBRATION:
-                name = f"{score}{suffix}"
-                figures[name] = average_over_volumes([row[name] for row in self.volumes], weights)
-        return figures
-
-    def pooled(self) -> dict[str, float]:
-        """ECE, CECE, ACE and MCE over all voxels of a region at once, as if they were one volume."""
-        figures = {}
-        for region, suffix in _REGIONS.items():
-            bins = self.bins[region]
-            figures |= {f"{name}{suffix}": getattr(bins, name)() for name in ("ece", "cece", "ace", "mce")}
-        return figures
-
-
-def evaluate(
-    model: nn.Module,
-    dataset: SliceDataset,
-    fabric: Fabric | None = None,
-    surface: bool = True,
-    scale: Callable[[torch.Tensor], torch.Tensor] | None = None,
-    progress: bool = True,
-) -> Evaluation:
-    """Segment every volume and judge overlap and calibration; each process takes its share, all get all rows.
-
-    Args:
-        surface: False leaves out HD95 and ASD. Distances are in mm where the files know their spacing, else in voxels.
-        scale: applied to the logits first, e.g. a fitted :class:`mbls.posthoc.TemperatureScaling`.
-
-    Returns:
-        An :class:`Evaluation`; its rows hold patient, group, phase, voxels, voxels_fg, dsc/hd95/asd of RV, MYO and LV, and
-        ece, cece, aece, nll, brier, mean_distance over all voxels and (``_fg``) over those whose label is a structure.
-    """
-    fabric = fabric or make_fabric()
-    share = dataset.volumes[fabric.global_rank :: fabric.world_size]
-    rows = []
-    bins = {region: CalibrationBins(len(CLASS_NAMES)) for region in _REGIONS}
-    volumes = predict_volumes(model, dataset, fabric, share)
-    for volume, logits, labels in tqdm(
-        volumes, total=len(share), desc="evaluate", unit="volume", leave=False, disable=not progress
-    ):
-        logits = logits if scale is None else scale(logits)
-        probs = logits.softmax(1)
-        row: dict[str, Any] = {"patient": volume.patient, "group": volume.group, "phase": volume.phase}
-        scores = segmentation_scores(logits.argmax(1), labels, len(CLASS_NAMES), volume.spacing, surface)
-        for score, values in scores.items():
-            row |= {f"{score}_{name}": value for name, value in zip(CLASS_NAMES[1:], values, strict=True)}
-        distances = logit_distances(logits).mean(1)
-        for region, suffix in _REGIONS.items():
-            mask = region_mask(labels, region)
-            row[f"voxels{suffix}"] = int(mask.sum())
-            if not mask.any():
-                row |= {f"{name}{suffix}": float("nan") for name in _CALIBRATION}
-                continue
-            volume_bins = CalibrationBins(len(CLASS_NAMES)).update(probs, labels, mask)
-            bins[region].merge(volume_bins)
-            row |= {
-                f"ece{suffix}": volume_bins.ece(),
-                f"cece{suffix}": volume_bins.cece(),
-                f"aece{suffix}": adaptive_calibration_error(probs, labels, mask=mask),
-                f"nll{suffix}": negative_log_likelihood(probs, labels, mask),
-                f"brier{suffix}": brier_score(probs, labels, mask),
-                f"mean_distance{suffix}": float(distances[mask].double().mean()),
-            }
-        rows.append(row)
-    if fabric.world_size > 1:
-        rows, bins = _gathered(rows, bins, fabric.world_size)
-        order = {(volume.patient, volume.phase): place for place, volume in enumerate(dataset.volumes)}
-        rows.sort(key=lambda row: order[row["patient"], row["phase"]])
-    return Evaluation(rows, bins)
-
-
-def predict_volumes(
-    model: nn.Module, dataset: SliceDataset, fabric: Fabric | None = None, volumes: list[VolumeSlices] | None = None
-) -> Iterator[tuple[VolumeSlices, torch.Tensor, torch.Tensor]]:
-    """Each volume with its logits (N, K, H, W) float32 and labels (N, H, W) int64, on the CPU; the model is left in eval mode."""
-    fabric = fabric or make_fabric()
-    network = model if is_wrapped(model) else fabric.setup_module(model)
-    network.eval()
-    for volume in dataset.volumes if volumes is None else volumes:
-        with torch.inference_mode():
-            logits = network(fabric.to_device(dataset.images[volume.start : volume.stop])).float().cpu()
-        yield volume, logits, dataset.labels[volume.start : volume.stop].long()
-
-
-def _gathered(
-    rows: list[dict[str, Any]], bins: dict[str, CalibrationBins], world_size: int
-) -> tuple[list[dict[str, Any]], dict[str, CalibrationBins]]:
-    parts: list[Any] = [None] * world_size
-    torch.distributed.all_gather_object(parts, (rows, bins))
-    merged = {region: CalibrationBins(len(CLASS_NAMES)) for region in bins}
-    for _, part in parts:
-        for region in merged:
-            merged[region].merge(part[region])
-    return [row for part, _ in parts for row in part], merged
 
 
 def _epoch_seed(seed: int, epoch: int, rank: int) -> int:

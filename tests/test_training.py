@@ -10,9 +10,11 @@ import pytest
 import torch
 
 from mbls.acdc import PHASES, SliceDataset, augmentation, find_patients, split_patients
+from mbls.devices import make_fabric
+from mbls.evaluation import evaluate, predict_volumes
 from mbls.losses import AlphaSchedule, CrossEntropyLoss, MbLSLoss, WithDice
 from mbls.posthoc import TemperatureScaling
-from mbls.training import CHECKPOINT, FitSettings, evaluate, fit, load_weights, make_fabric, predict_volumes
+from mbls.training import CHECKPOINT, FitSettings, fit, load_weights
 from mbls.unet import UNet
 
 SETTINGS = FitSettings(epochs=3, batch_size=8, seed=5)

@@ -1,0 +1,28 @@
+"""Where a network runs: Lightning Fabric for one device or for the processes of a launcher."""
+
+from __future__ import annotations
+
+import os
+
+from lightning_fabric import Fabric
+
+__all__ = ["make_fabric"]
+
+
+def make_fabric(precision: str = "32-true", accelerator: str = "auto") -> Fabric:
+    """Fabric for this process: one device when started plainly, the launcher's devices under ``fabric run`` or ``torchrun``.
+
+    Args:
+        precision: "32-true", "bf16-mixed" or "16-mixed", as Fabric names them.
+        accelerator: "auto", "cpu" or "cuda".
+    """
+    if "LT_CLI_USED" in os.environ:  # set by `fabric run`, which also sets accelerator, devices and precision
+        fabric = Fabric()
+    elif "LOCAL_WORLD_SIZE" in os.environ:
+        local = int(os.environ["LOCAL_WORLD_SIZE"])
+        nodes = int(os.environ["WORLD_SIZE"]) // local
+        fabric = Fabric(accelerator=accelerator, devices=local, num_nodes=nodes, strategy="ddp", precision=precision)
+    else:
+        fabric = Fabric(accelerator=accelerator, devices=1, precision=precision)
+    fabric.launch()
+    return fabric
