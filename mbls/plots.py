@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
@@ -35,6 +36,7 @@ __all__ = [
     "show_image",
     "show_labels",
     "show_scalar",
+    "steps_colormap",
     "structure_legend",
 ]
 
@@ -99,6 +101,11 @@ def show_scalar(axes: Axes, values: np.ndarray, label: str, title: str = "", lim
     axes.set(title=title, xticks=[], yticks=[])
     axes.figure.colorbar(shown, ax=axes, label=label, shrink=0.8)
     return shown
+
+
+def steps_colormap(steps: int) -> ListedColormap:
+    """A colour for each of 0, 1, 2, ... steps, from near white to dark red."""
+    return ListedColormap(colormaps["OrRd"](np.linspace(0.02, 0.95, steps)))
 
 
 def reliability_diagram(axes: Axes, reliability: Reliability, title: str = "", colour: str = "#0072B2") -> list[Artist]:
