@@ -1,0 +1,55 @@
+"""Run notebooks again and keep their outputs: ``python notebooks/refresh.py [NOTEBOOK ...]``, all of them without an argument.
+
+A live widget means nothing on a page without its kernel, so what is stored of it is its picture and its text.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+from nbclient import NotebookClient
+
+ROOT = Path(__file__).resolve().parent
+_WIDGET = "application/vnd.jupyter.widget-view+json"
+
+
+def refresh(path: Path) -> None:
+    """Execute one notebook in its own folder and write it back; a notebook that fails is left as it was."""
+    notebook = nbformat.read(path, as_version=4)
+    NotebookClient(
+        notebook,
+        timeout=600,
+        kernel_name="python3",
+        resources={"metadata": {"path": str(path.parent)}},
+    ).execute()
+    notebook.metadata = {
+        "kernelspec": {
+            "display_name": "Python 3",
+            "language": "python",
+            "name": "python3",
+        },
+        "language_info": {"name": "python"},
+    }
+    for cell in notebook.cells:
+        cell.metadata.pop("execution", None)  # times of day, different at each run
+        for output in cell.get("outputs", []):
+            output.get("data", {}).pop(_WIDGET, None)
+    nbformat.write(notebook, path)
+
+
+def main(names: list[str]) -> None:
+    paths = [Path(name) for name in names] or [
+        *sorted(ROOT.glob("0*.ipynb")),
+        *sorted(ROOT.glob("solutions/*.ipynb")),
+    ]
+    for path in paths:
+        started = time.perf_counter()
+        refresh(path.resolve())
+        print(f"{path.name}: {time.perf_counter() - started:.0f} s", flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
