@@ -1,6 +1,7 @@
-"""Run notebooks again and keep their outputs: ``python notebooks/refresh.py [NOTEBOOK ...]``, all of them without an argument.
+"""Run notebooks again and keep their outputs: ``python notebooks/refresh.py [PATH ...]``.
 
-A live widget means nothing on a page without its kernel, so what is stored of it is its picture and its text.
+Without an argument it runs them all. A live widget means nothing on a page without its
+kernel, so what is stored of it is its picture and its text.
 """
 
 from __future__ import annotations
@@ -17,22 +18,14 @@ _WIDGET = "application/vnd.jupyter.widget-view+json"
 
 
 def refresh(path: Path) -> None:
-    """Execute one notebook in its own folder and write it back; a notebook that fails is left as it was."""
+    """Execute one notebook in its own folder; one that fails is left as it was."""
     notebook = nbformat.read(path, as_version=4)
+    where = {"metadata": {"path": str(path.parent)}}
     NotebookClient(
-        notebook,
-        timeout=600,
-        kernel_name="python3",
-        resources={"metadata": {"path": str(path.parent)}},
+        notebook, timeout=600, kernel_name="python3", resources=where
     ).execute()
-    notebook.metadata = {
-        "kernelspec": {
-            "display_name": "Python 3",
-            "language": "python",
-            "name": "python3",
-        },
-        "language_info": {"name": "python"},
-    }
+    kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
+    notebook.metadata = {"kernelspec": kernel, "language_info": {"name": "python"}}
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)  # times of day, different at each run
         for output in cell.get("outputs", []):
@@ -41,11 +34,8 @@ def refresh(path: Path) -> None:
 
 
 def main(names: list[str]) -> None:
-    paths = [Path(name) for name in names] or [
-        *sorted(ROOT.glob("0*.ipynb")),
-        *sorted(ROOT.glob("solutions/*.ipynb")),
-    ]
-    for path in paths:
+    everything = sorted(ROOT.glob("0*.ipynb")) + sorted(ROOT.glob("solutions/*.ipynb"))
+    for path in [Path(name) for name in names] or everything:
         started = time.perf_counter()
         refresh(path.resolve())
         print(f"{path.name}: {time.perf_counter() - started:.0f} s", flush=True)
