@@ -25,6 +25,7 @@ __all__ = [
     "Feedback",
     "exercise_0_1",
     "exercise_0_2",
+    "exercise_0_3",
     "exercise_1_1",
     "exercise_1_2",
     "exercise_1_3",
@@ -147,6 +148,25 @@ def exercise_0_2(answer: Any) -> Feedback:
     return _number(
         answer, confidence_at_margin(5, 2), 5e-4, "Yes: 1 / (1 + exp(-5)) = 0.993.", hints, "Use 1 / (1 + (K - 1) exp(-m))."
     )
+
+
+def exercise_0_3(answer: Any) -> Feedback:
+    """A function confidence(logits) of one voxel's logits (K,)."""
+
+    def judge(function: Callable[..., Any]) -> Feedback:
+        logits = torch.tensor([1.0, -2.0, 3.0, 0.5])
+        got = function(logits)
+        if _open(got):
+            return _UNANSWERED
+        expected = logits.softmax(0).max()
+        problem = _same(got, expected)
+        if problem is None:
+            return _right(f"Yes: {float(expected):.3f} for a test voxel, the largest of its probabilities.")
+        if isinstance(got, torch.Tensor) and got.shape == logits.shape:
+            return _wrong("These are all K probabilities (or logits); the confidence is the largest probability, one number.")
+        return _wrong(problem or f"{float(got):.3f} instead of {float(expected):.3f}: softmax over the classes, then its maximum.")
+
+    return _code(answer, judge)
 
 
 # 01 What is calibration
@@ -435,7 +455,7 @@ def exercise_6_2(answer: Any) -> Feedback:
     table = pd.read_csv(data_home() / "results" / "acdc_short.csv", index_col="loss")
     if _open(answer):
         return _UNANSWERED
-    if answer not in table.index:
+    if not isinstance(answer, str) or answer not in table.index:
         return _wrong(f"{answer!r} is none of the recorded losses: {', '.join(table.index)}.")
     kept = table[table["dsc"] >= 0.78]
     if answer not in kept.index:

@@ -37,6 +37,7 @@ __all__ = [
     "Run",
     "build_model",
     "compare",
+    "data_home",
     "data_name",
     "find_data",
     "load_data",

@@ -20,7 +20,7 @@ import numpy as np
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from PIL import Image
+from matplotlib.image import imsave
 from traitlets import HasTraits, Int, TraitType, link
 
 from mbls.plots import new_figure
@@ -140,7 +140,7 @@ class Explorer(HasTraits):
         for artist in self._moving:
             artist.axes.draw_artist(artist)
         picture = io.BytesIO()
-        Image.fromarray(np.asarray(self._canvas.buffer_rgba())[..., :3]).save(picture, format="png", compress_level=1)
+        imsave(picture, np.asarray(self._canvas.buffer_rgba()), format="png", pil_kwargs={"compress_level": 1})
         self.image.value = picture.getvalue()
         text = html.escape(self.describe(self.numbers))
         self.readout.value = f'<div role="status" aria-live="polite" class="mbls-readout">{text}</div>'

@@ -91,9 +91,9 @@ class ReliabilityExplorer(Explorer):
         self._accuracy = diagram.stairs([0.0], [0, 1], fill=True, color=_BLUE, alpha=0.45, label="accuracy")
         self._errors = diagram.vlines([0], 0, 0, color=_RED, label="two standard errors, if the confidence is right")
         diagram.set(xlim=(0, 1), ylim=(0, 1), xlabel="confidence", ylabel="accuracy")
-        diagram.legend(loc="upper left", frameon=False, fontsize=8)
         self._counts = counts.stairs([1.0], [0, 1], fill=True, color="0.6")
         counts.set(xlim=(0, 1), ylim=(0.8, self.SAMPLES[-1]), yscale="log", xlabel="confidence", ylabel="voxels in the bin")
+        counts.legend(handles=diagram.get_legend_handles_labels()[0], loc="upper left", frameon=False, fontsize=8)
         return [self._accuracy, self._errors, self._counts]
 
     def update(self, numbers: ReliabilityNumbers) -> None:
@@ -424,7 +424,7 @@ class MarginExplorer(Explorer):
 
     def __init__(self, results: pd.DataFrame, histograms: pd.DataFrame, region: str = "foreground", **state: Any) -> None:
         self._results = _with_margin(results)
-        self._margins = sorted(self._results["margin"].unique())
+        self._margins = sorted(self._results["margin"].unique().tolist())
         if len(self._margins) < 2 or self._margins[-1] < math.inf:
             raise ValueError(f"results: got losses {', '.join(results['loss'].unique())}, expected ce and mbls at some margins")
         self._region = region

@@ -20,9 +20,12 @@ _WIDGET = "application/vnd.jupyter.widget-view+json"
 def refresh(path: Path) -> None:
     """Execute one notebook in its own folder; one that fails is left as it was."""
     notebook = nbformat.read(path, as_version=4)
-    where = {"metadata": {"path": str(path.parent)}}
     NotebookClient(
-        notebook, timeout=600, kernel_name="python3", resources=where
+        notebook,
+        timeout=600,
+        kernel_name="python3",
+        resources={"metadata": {"path": str(path.parent)}},
+        coalesce_streams=True,
     ).execute()
     kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
     notebook.metadata = {"kernelspec": kernel, "language_info": {"name": "python"}}

@@ -8,12 +8,24 @@ from pathlib import Path
 import nbformat
 import pytest
 
+from mbls import checks
+
 ROOT = Path(__file__).resolve().parents[1] / "notebooks"
-NOTEBOOKS = sorted(path for path in ROOT.rglob("*.ipynb") if ".ipynb_checkpoints" not in path.parts)
+LESSONS = sorted(ROOT.glob("*.ipynb"))
+SOLUTIONS = sorted((ROOT / "solutions").glob("*.ipynb"))
 
 
-@pytest.fixture(params=NOTEBOOKS, ids=lambda path: path.stem)
+def name(path):
+    return path.stem
+
+
+@pytest.fixture(params=LESSONS + SOLUTIONS, ids=name)
 def notebook(request):
+    return nbformat.read(request.param, as_version=4)
+
+
+@pytest.fixture(params=LESSONS, ids=name)
+def lesson(request):
     return nbformat.read(request.param, as_version=4)
 
 
@@ -43,17 +55,66 @@ def test_pictures_have_alt_text(notebook):
     assert all(len(output.metadata.get("image/png", output.metadata).get("alt", "")) > 20 for output in pictures)
 
 
-def test_reads_like_a_lesson(notebook):
-    prose = text(notebook, "markdown")
-    assert re.match(r"# .*\?", prose), "the title is a question"
-    for part in ("You will be able to", "Predict first", "## Takeaways", "**References.**", "minute"):
-        assert part in prose, part
+def test_code_cells_are_short(notebook):
     assert all(cell.source.count("\n") < 15 for cell in notebook.cells if cell.cell_type == "code")
 
 
-def test_links_between_files_lead_somewhere(notebook):
-    for target in re.findall(r"\]\((?!https?:)([^)#]+)", text(notebook, "markdown")):
-        assert (ROOT / target).exists(), target
+def test_no_widget_is_stored_without_its_kernel(notebook):
+    assert "application/vnd.jupyter.widget-view+json" not in nbformat.writes(notebook)
+    assert "widgets" not in notebook.metadata
+
+
+def test_reads_like_a_lesson(lesson):
+    prose = text(lesson, "markdown")
+    assert re.match(r"# .*\?", prose), "the title is a question"
+    for part in ("You will be able to", "Predict first", "## Exercises", "## Takeaways", "**References.**", "minute"):
+        assert part in prose, part
+
+
+def exercises(notebook):
+    return re.findall(r"checks\.(exercise_\w+)\(", text(notebook, "code"))
+
+
+def test_exercises_ask_for_code_and_for_a_prediction(lesson):
+    assert 2 <= len(exercises(lesson)) <= 3
+    prose = text(lesson, "markdown")
+    assert "(code)" in prose
+    assert "(predict" in prose
+    unanswered = [output.data["text/plain"] for output in outputs(lesson) if "Not answered yet" in str(output.get("data"))]
+    assert len(unanswered) == len(exercises(lesson)), "exercises are handed out unsolved"
+
+
+@pytest.mark.parametrize("path", SOLUTIONS, ids=name)
+def test_solutions_answer_every_exercise_of_their_lesson(path):
+    (lesson,) = (each for each in LESSONS if each.stem[:2] == path.stem[:2])
+    solution = nbformat.read(path, as_version=4)
+    asked = exercises(nbformat.read(lesson, as_version=4))
+    assert exercises(solution) == asked
+    passed = [output for output in outputs(solution) if str(output.get("data", {}).get("text/plain", "")).startswith("✓")]
+    assert len(passed) == len(asked)
+
+
+def test_every_check_belongs_to_a_lesson():
+    asked = [exercise for path in LESSONS for exercise in exercises(nbformat.read(path, as_version=4))]
+    assert asked == [each for each in checks.__all__ if each.startswith("exercise_")]
+
+
+@pytest.mark.parametrize("path", [*LESSONS, *SOLUTIONS, ROOT / "INSTRUCTORS.md"], ids=name)
+def test_links_between_files_lead_somewhere(path):
+    prose = path.read_text() if path.suffix == ".md" else text(nbformat.read(path, as_version=4), "markdown")
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)", prose):
+        assert (path.parent / target).exists(), target
+
+
+def test_instructors_cite_sections_that_exist():
+    """A quiz answer such as (04, "Label smoothing") leads to a heading of that notebook."""
+    headings = {path.stem[:2]: re.findall(r"^#+ (.*)$", text(nbformat.read(path, 4), "markdown"), re.M) for path in LESSONS}
+    cited = re.findall(r'\b(0\d), ((?:"[^"]+"(?:, )?\s*)+)', (ROOT / "INSTRUCTORS.md").read_text())
+    sections = [(number, section) for number, names in cited for section in re.findall(r'"([^"]+)"', names)]
+    assert len(sections) > 20
+    for number, section in sections:
+        section = " ".join(section.split())
+        assert any(section in heading for heading in headings[number]), (number, section)
 
 
 def run_nbval(path):

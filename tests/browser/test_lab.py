@@ -1,0 +1,106 @@
+"""What a student does: open a notebook in JupyterLab, run it all, move a slider with the keyboard, and see it answer."""
+
+import re
+
+import pytest
+
+RUN_LIMIT = 300_000  # ms; notebooks take a minute, a busy machine may take longer
+
+
+@pytest.fixture
+def page(browser):
+    page = browser.new_page(viewport={"width": 1400, "height": 1000})
+    page.problems = []
+    page.on("pageerror", lambda error: page.problems.append(str(error)))
+    yield page
+    page.close()
+
+
+def open_and_run_all(page, lab, name):
+    page.goto(f"{lab['url']}/lab/tree/{name}?token={lab['token']}&reset")
+    page.wait_for_selector(".jp-Notebook .jp-CodeCell", timeout=60_000)
+    page.wait_for_selector(
+        '.jp-NotebookPanel [data-status="idle"], .jp-Notebook-ExecutionIndicator[data-status="idle"]', timeout=60_000
+    )
+    page.get_by_role("menuitem", name="Run", exact=True).click()
+    page.get_by_role("menuitem", name=re.compile("^Run All Cells")).click()
+    # The last code cell has an answer of this run: its check is shown again after all cells were run.
+    page.wait_for_function(
+        """() => {
+            const prompts = [...document.querySelectorAll('.jp-CodeCell .jp-InputPrompt')].map(p => p.textContent);
+            return prompts.length > 0 && prompts.every(p => /\\[\\d+\\]/.test(p));
+        }""",
+        timeout=RUN_LIMIT,
+    )
+
+
+def readout(page, index=0):
+    return page.locator(".mbls-readout").nth(index)
+
+
+def picture(page, index=0):
+    return page.locator(".widget-image").nth(index)
+
+
+def assert_moves(page, label, index, key="ArrowRight"):
+    """Focus the slider of that label, press a key, and see readout and picture change."""
+    slider = page.locator(".widget-slider", has_text=label).first
+    slider.scroll_into_view_if_needed()
+    before = readout(page, index).inner_text(), picture(page, index).get_attribute("src")
+    handle = slider.locator(".noUi-handle")
+    handle.focus()
+    page.keyboard.press(key)
+    page.wait_for_function(
+        "([selector, index, text]) => document.querySelectorAll(selector)[index].innerText !== text",
+        arg=[".mbls-readout", index, before[0]],
+        timeout=20_000,
+    )
+    page.wait_for_function(
+        "([selector, index, source]) => document.querySelectorAll(selector)[index].src !== source",
+        arg=[".widget-image", index, before[1]],
+        timeout=20_000,
+    )
+    assert picture(page, index).evaluate("image => image.complete && image.naturalWidth > 600")
+
+
+def assert_clean(page):
+    assert page.problems == []
+    assert page.locator(".jp-OutputArea-output[data-mime-type='application/vnd.jupyter.stderr']").count() == 0
+    assert page.locator(".jp-OutputArea-output[data-mime-type='application/vnd.jupyter.error']").count() == 0
+    assert page.get_by_text("Error displaying widget").count() == 0
+
+
+@pytest.mark.slow  # trains a network in a kernel behind a browser
+@pytest.mark.parametrize(
+    ("name", "moves"),
+    [
+        ("01_what_is_calibration.ipynb", [("voxels in the sample", 0), ("bins", 0), ("temperature", 0)]),
+        ("03_logit_distances.ipynb", [("logit of LV", 0), ("logit of background", 0)]),
+        ("05_margin_explorer.ipynb", [("margin m", 0), ("weight λ", 0), ("slice", 1), ("networks trained with margin m", 2)]),
+    ],
+)
+def test_notebook_runs_and_its_sliders_answer_to_the_keyboard(page, lab, name, moves):
+    open_and_run_all(page, lab, name)
+    for label, index in moves:
+        assert_moves(page, label, index)
+    assert_clean(page)
+
+
+@pytest.mark.slow  # needs a kernel behind a browser
+def test_last_position_of_a_fast_drag_wins(page, lab):
+    """Sixty positions faster than they can be drawn: the readout ends at the last, and not sixty pictures later."""
+    (lab["notebooks"] / "drag.ipynb").write_text(DRAG)
+    open_and_run_all(page, lab, "drag.ipynb")
+    handle = page.locator(".widget-slider", has_text="margin m").locator(".noUi-handle")
+    handle.focus()
+    for _ in range(60):
+        page.keyboard.press("ArrowRight")
+    # 0 + 60 steps of 0.5 stop at the end of the scale, 10.
+    page.wait_for_function("() => document.querySelector('.mbls-readout').innerText.includes('ends at d = 10.00')", timeout=20_000)
+    assert_clean(page)
+
+
+DRAG = """{"cells": [{"cell_type": "code", "execution_count": null, "id": "a", "metadata": {}, "outputs": [],
+ "source": "from mbls.widgets import VoxelExplorer\\nVoxelExplorer(margin=0)"}],
+ "metadata": {"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"}},
+ "nbformat": 4, "nbformat_minor": 5}"""
