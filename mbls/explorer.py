@@ -12,13 +12,11 @@ from __future__ import annotations
 import base64
 import html
 import io
-import math
 from typing import Any, ClassVar
 
 import ipywidgets
 import numpy as np
 from matplotlib.artist import Artist
-from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.image import imsave
 from traitlets import HasTraits, Int, TraitType, link
@@ -115,8 +113,8 @@ class Explorer(HasTraits):
         trait = self.traits()[name]
         return trait.min, trait.max
 
-    def choices(self, name: str) -> list[Any]:
-        """Values of a part of the state that is chosen from a list; empty for a number."""
+    def choices(self, name: str) -> list[tuple[str, Any]]:
+        """Labels and values of a part of the state that is chosen from a list; empty for a number."""
         return []
 
     def _control(self, name: str) -> ipywidgets.Widget:
@@ -124,8 +122,7 @@ class Explorer(HasTraits):
         value = getattr(self, name)
         common = {"description": trait.metadata["label"], "style": {"description_width": "190px"}, "layout": {"width": "560px"}}
         if choices := self.choices(name):
-            options = [("none (CE)" if choice == math.inf else f"{choice:,g}", choice) for choice in choices]
-            return ipywidgets.SelectionSlider(options=options, value=value, **common)
+            return ipywidgets.SelectionSlider(options=choices, value=value, **common)
         low, high = self.limits(name)
         kind = ipywidgets.IntSlider if isinstance(trait, Int) else ipywidgets.FloatSlider
         return kind(value=value, min=low, max=high, step=trait.metadata.get("step", 1), **common)
@@ -155,9 +152,3 @@ class Explorer(HasTraits):
         data["image/png"] = base64.b64encode(self.png).decode()
         data["text/plain"] = repr(self)
         return data, {"image/png": {"alt": f"{self.alt} {self.describe(self.numbers)}"}}
-
-
-def blank_axes(axes: Axes, title: str = "") -> None:
-    """Axes without frame and ticks, for pictures and triangles."""
-    axes.set(xticks=[], yticks=[], title=title)
-    axes.spines[:].set_visible(False)

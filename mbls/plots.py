@@ -28,6 +28,7 @@ __all__ = [
     "LOSS_COLOURS",
     "STRUCTURE_COLOURS",
     "bars_by_loss",
+    "blank_axes",
     "curves",
     "loss_colour",
     "new_figure",
@@ -80,6 +81,12 @@ def show_image(axes: Axes, image: np.ndarray, title: str = "") -> AxesImage:
     shown = axes.imshow(np.asarray(image).T, cmap="gray", vmin=low, vmax=max(high, low + 1e-6))
     axes.set(title=title, xticks=[], yticks=[])
     return shown
+
+
+def blank_axes(axes: Axes, title: str = "") -> None:
+    """Axes without frame and ticks, for pictures and triangles."""
+    axes.set(xticks=[], yticks=[], title=title)
+    axes.spines[:].set_visible(False)
 
 
 def show_labels(axes: Axes, labels: np.ndarray, alpha: float = 0.55) -> AxesImage:

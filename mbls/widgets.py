@@ -23,7 +23,7 @@ from mbls.constraints import (
 )
 from mbls.evaluation import DISTANCE_EDGES
 from mbls.experiments import parse_loss
-from mbls.explorer import Explorer, blank_axes
+from mbls.explorer import Explorer
 from mbls.losses import build_loss
 from mbls.metrics import CalibrationBins, Reliability
 
@@ -71,8 +71,8 @@ class ReliabilityExplorer(Explorer):
         self._labels = (chance >= self._probs.cumsum(1)[:, :-1]).sum(1)
         super().__init__(**state)
 
-    def choices(self, name: str) -> list[Any]:
-        return [n for n in self.SAMPLES if n <= len(self._probs)] if name == "num_voxels" else []
+    def choices(self, name: str) -> list[tuple[str, Any]]:
+        return [(f"{n:,}", n) for n in self.SAMPLES if n <= len(self._probs)] if name == "num_voxels" else []
 
     def compute(self) -> ReliabilityNumbers:
         n = self.num_voxels
@@ -113,7 +113,7 @@ class ReliabilityExplorer(Explorer):
 
     @validate("num_voxels")
     def _known_sample(self, proposal: Any) -> int:
-        return _one_of("num_voxels", proposal["value"], self.choices("num_voxels"))
+        return _one_of("num_voxels", proposal["value"], [n for _, n in self.choices("num_voxels")])
 
 
 class LogitNumbers(NamedTuple):
@@ -168,7 +168,7 @@ class LogitExplorer(Explorer):
             triangle.text(x, y + (0.03 if where == "bottom" else -0.03), name, ha="center", va=where, fontsize=9)
         (self._point,) = triangle.plot([0], [0], marker="o", markersize=9, color=_BLUE)
         triangle.set(xlim=(-0.15, 1.15), ylim=(-0.15, 1.02), aspect="equal")
-        blank_axes(triangle, "all distributions")
+        plots.blank_axes(triangle, "all distributions")
         return [self._ceiling, *self._logits, self._arrows, *self._distances, *self._probs, *self._shares, self._point]
 
     def update(self, numbers: LogitNumbers) -> None:
@@ -366,9 +366,9 @@ class SliceExplorer(Explorer):
         low, high = np.percentile(self._images, (1, 99))
         self._image = picture.imshow(blank.T, cmap="gray", vmin=low, vmax=high)
         self._outline = plots.show_labels(picture, blank)
-        blank_axes(picture, "slice and labels")
+        plots.blank_axes(picture, "slice and labels")
         self._violations = overlay.imshow(blank.T, cmap=plots.steps_colormap(most + 1), vmin=-0.5, vmax=most + 0.5)
-        blank_axes(overlay, "classes beyond the margin")
+        plots.blank_axes(overlay, "classes beyond the margin")
         overlay.figure.colorbar(self._violations, ax=overlay, ticks=range(most + 1), shrink=0.8)
         self._free = histogram.stairs(np.ones(60), self.EDGES, fill=True, color=_BLUE, alpha=0.5, label="free")
         self._beyond = histogram.stairs(np.ones(60), self.EDGES, fill=True, color=_RED, alpha=0.7, label="penalised")
@@ -433,8 +433,8 @@ class MarginExplorer(Explorer):
             raise ValueError(f"region: got {region!r}, expected one of {', '.join(sorted(histograms['region'].unique()))}")
         super().__init__(**state)
 
-    def choices(self, name: str) -> list[Any]:
-        return self._margins
+    def choices(self, name: str) -> list[tuple[str, Any]]:
+        return [("none (CE)" if margin == math.inf else f"{margin:g}", margin) for margin in self._margins]
 
     @validate("margin")
     def _known_margin(self, proposal: Any) -> float:

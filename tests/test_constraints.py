@@ -16,6 +16,7 @@ from mbls.constraints import (
     linear_penalty,
     linear_penalty_gradient,
     logit_distances,
+    margin_calibration_map,
     margin_penalty,
 )
 from mbls.losses import CrossEntropyLoss, EntropyPenaltyLoss, FocalLoss, LabelSmoothingLoss, MbLSLoss
@@ -223,9 +224,48 @@ def test_calibration_map_is_a_minimum_of_the_expected_loss(loss):
             assert (expected(neighbours, q) >= lowest - 1e-9).all()
 
 
+@pytest.mark.parametrize("margin", [0, 0.5, 2.5, 5])
+def test_closed_form_of_mbls_is_the_numerical_map(margin):
+    found = margin_calibration_map(Q, margin, 0.1)
+    torch.testing.assert_close(found, calibration_map(MbLSLoss(margin, 0.1, reduction="none"), Q), atol=1e-6, rtol=0)
+    torch.testing.assert_close(found.sum(1), torch.ones(4, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("alpha", [0.1, 0.5, 2.0])
+@pytest.mark.parametrize("margin", [0, 1, 3])
+def test_closed_form_of_mbls_is_lowest_where_ties_stop_the_numerical_search(margin, alpha):
+    """Random distributions, ties and certain labels; a strong penalty may tie the winner with others."""
+    generator = torch.Generator().manual_seed(2)
+    q = torch.softmax(3 * torch.randn(40, 4, generator=generator, dtype=torch.float64), 1)
+    ties = [[0.45, 0.45, 0.05, 0.05], [1, 0, 0, 0], [0.5, 0.5, 0, 0], [0.25, 0.25, 0.25, 0.25]]
+    q = torch.cat([q, torch.tensor(ties, dtype=torch.float64)])
+    loss = MbLSLoss(margin, alpha, reduction="none")
+
+    def expected(probs):
+        logits = probs.clamp(min=1e-300).log().repeat_interleave(4, 0)
+        return (loss(logits, torch.arange(4).repeat(len(q))).view(-1, 4) * q).sum(1)
+
+    found = margin_calibration_map(q, margin, alpha)
+    assert (expected(found) <= expected(calibration_map(loss, q)) + 1e-9).all()
+
+
+def test_margins_below_3_61_end_alike_on_a_certain_voxel():
+    """The force alpha / K is all there is: it balances cross-entropy at s_k = alpha / K, whatever smaller margin was asked for."""
+    certain = torch.tensor([[1.0, 0, 0, 0]])
+    ends = {margin: margin_calibration_map(certain, margin, 0.1)[0] for margin in (0, 1, 3, 3.6, 5)}
+    distances = {margin: float((end[0] / end[1]).log()) for margin, end in ends.items()}
+    for margin in (0, 1, 3, 3.6):
+        assert distances[margin] == pytest.approx(math.log(37), abs=1e-9)
+    assert distances[5] == pytest.approx(5, abs=1e-9)
+    torch.testing.assert_close(margin_calibration_map(certain, 5, 0.0), certain.double())
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
+        (lambda: margin_calibration_map(Q, -1, 0.1), "margin: got -1"),
+        (lambda: margin_calibration_map(Q, 1, -0.1), "alpha: got -0.1"),
+        (lambda: margin_calibration_map(2 * Q, 1, 0.1), "probs: got rows off"),
         (lambda: logit_distances(torch.tensor([[1, 2]])), "logits: got torch.int64"),
         (lambda: logit_distances(torch.tensor([[1.0, torch.nan]])), "logits: got 1 NaN"),
         (lambda: logit_distances(torch.ones(3, 1)), "logits: got 1 class"),

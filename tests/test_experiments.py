@@ -81,6 +81,10 @@ def test_compare_writes_tidy_rows_with_provenance(phantom_root, tmp_path):
     assert [row["dsc"] for row in rows] == pytest.approx(written["dsc"].tolist())
     volumes = pd.read_csv(tmp_path / "ce-seed0" / "volumes.csv")
     assert len(volumes) == 2
+    histograms = pd.read_csv(tmp_path / "histograms.csv")
+    assert set(zip(histograms["loss"], histograms["seed"], strict=True)) == set(zip(table["loss"], table["seed"], strict=True))
+    single = pd.read_csv(tmp_path / "ce-seed0" / "histograms.csv")
+    assert single["count"].tolist() == histograms.query("loss == 'ce' and seed == 0")["count"].tolist()
     # Finished runs are not trained again: the rows come back as they were, wall time included.
     again = compare(sweep(SMALL, ["ce", "mbls:margin=2"], [0, 1]), phantom_root, tmp_path, progress=False)
     assert again["wall_seconds"].tolist() == table["wall_seconds"].tolist()

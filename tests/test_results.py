@@ -10,8 +10,8 @@ from mbls.phantom import make_phantom
 from mbls.training import FitSettings
 
 RESULTS = data_home() / "results"
-#: How far a repeated row may be from the recorded one. The same command on other kernels (one or two threads, with and without oneDNN)
-#: moved the row of m = 5 by at most a third of each.
+#: How far a repeated row may be from the recorded one; what the same command on other kernels (one or two threads, with and
+#: without oneDNN) moved the row of m = 5 by is at most a third of each.
 TOLERANCE = {"dsc": 0.04, "ece": 0.008, "ece_fg": 0.04, "nll": 0.06, "mean_distance": 0.08}
 
 
