@@ -10,9 +10,9 @@ from mbls.phantom import make_phantom
 from mbls.training import FitSettings
 
 RESULTS = data_home() / "results"
-#: How far a repeated row may be from the recorded one; what the same command on other kernels (one or two threads, with and
-#: without oneDNN) moved the row of m = 5 by is at most a third of each.
-TOLERANCE = {"dsc": 0.04, "ece": 0.008, "ece_fg": 0.04, "nll": 0.06, "mean_distance": 0.08}
+#: How far a repeated row may be from the recorded one. The same kernels repeat it to the last digit; others (one thread instead
+#: of two, without oneDNN) moved it by at most half of this.
+TOLERANCE = {"dsc": 0.03, "ece": 0.01, "ece_fg": 0.03, "nll": 0.05, "mean_distance": 0.25}
 
 
 @pytest.mark.parametrize("name", ["acdc_short", "phantom_margins"])
@@ -47,8 +47,8 @@ def test_histograms_belong_to_the_rows():
 def test_row_of_the_margin_sweep_is_reproduced():
     table = pd.read_csv(RESULTS / "phantom_margins.csv")
     (recorded,) = (row for _, row in table.iterrows() if (row["loss"], row["seed"]) == ("mbls:margin=5", 0))
-    settings = FitSettings(epochs=160, batch_size=8, learning_rate=3e-3, lr_step=80, seed=0)
-    shape = {"size": 48, "crop": 96, "base_channels": 8, "levels": 4, "norm": "batch", "patients": (4, 0, 8)}
+    settings = FitSettings(epochs=160, batch_size=8, learning_rate=3e-3, lr_step=120, seed=0)
+    shape = {"size": 48, "crop": 96, "base_channels": 8, "levels": 4, "norm": "instance", "patients": (4, 0, 8)}
     experiment = Experiment(loss="mbls:margin=5", fit=settings, surface=False, **shape)
     row = run_experiment(experiment, make_phantom(data_home() / "phantom"), progress=False).row
     assert json.loads(json.dumps(row["experiment"]))["data_fingerprint"] == recorded["config_data_fingerprint"]
