@@ -60,12 +60,15 @@ def assert_moves(page, label, index, key="ArrowRight"):
     slider = page.locator(".widget-slider", has_text=label).first
     slider.scroll_into_view_if_needed()
     before = readout(page, index).inner_text(), picture(page, index).get_attribute("src")
+    picture(page, index).evaluate("image => image.dataset.seen = 'yes'")
     handle = slider.locator(".noUi-handle")
     handle.focus()
     page.keyboard.press(key)
     wait_until(page, f"document.querySelectorAll('.mbls-readout')[{index}].innerText !== {json.dumps(before[0])}")
     wait_until(page, f"document.querySelectorAll('.widget-image')[{index}].src !== {json.dumps(before[1])}")
     assert picture(page, index).evaluate("image => image.complete && image.naturalWidth > 600")
+    # The same element with a new picture in it: nothing is taken away and put back, so nothing flickers.
+    assert picture(page, index).get_attribute("data-seen") == "yes"
 
 
 def assert_clean(page):
@@ -102,6 +105,12 @@ def test_last_position_of_a_fast_drag_wins(page, lab):
         page.keyboard.press("ArrowRight")
     # 0 + 60 steps of 0.5 stop at the end of the scale, 10.
     wait_until(page, "document.querySelector('.mbls-readout').innerText.includes('ends at d = 10.00')")
+    # Run a second time, the cell shows one explorer, not two.
+    page.locator(".jp-CodeCell .jp-InputArea-editor").click()
+    page.keyboard.press("Control+Enter")
+    wait_until(page, "document.querySelector('.jp-CodeCell .jp-InputPrompt').textContent.includes('2')")
+    wait_until(page, "document.querySelectorAll('.mbls-readout').length === 1")
+    assert page.locator(".widget-image").count() == 1
     assert_clean(page)
 
 
