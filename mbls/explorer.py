@@ -64,7 +64,7 @@ class Explorer(HasTraits):
         self._moving = sorted(self.draw(axes.ravel()), key=lambda artist: artist.get_zorder())
         self.numbers = self.compute()
         self.update(self.numbers)
-        # Layout and everything that stands still are drawn once; a move draws only what moves, in a third of the time.
+        # Layout and everything that stands still are drawn once; a move draws only what moves, in a fraction of the time.
         self._canvas.draw()
         self._figure.set_layout_engine("none")
         for artist in self._moving:

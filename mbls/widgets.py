@@ -69,6 +69,7 @@ class ReliabilityExplorer(Explorer):
         self._probs = probs[order].double()
         chance = torch.rand(len(self._probs), 1, generator=generator, dtype=torch.float64)
         self._labels = (chance >= self._probs.cumsum(1)[:, :-1]).sum(1)
+        state.setdefault("num_voxels", max(n for n in self.SAMPLES if n <= min(1000, len(probs))))
         super().__init__(**state)
 
     def choices(self, name: str) -> list[tuple[str, Any]]:

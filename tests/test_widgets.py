@@ -126,6 +126,15 @@ def test_reliability_explorer_agrees_with_the_metrics():
     assert explorer.numbers.ece > 3 * explorer.numbers.chance
 
 
+def test_reliability_explorer_with_few_voxels():
+    explorer = ReliabilityExplorer(chances(200))
+    assert explorer.num_voxels == 100
+    with pytest.raises(TraitError, match="num_voxels"):
+        explorer.num_voxels = 300
+    with pytest.raises(ValueError, match=r"probs: got shape \(20, 4\)"):
+        ReliabilityExplorer(chances(20))
+
+
 def test_fewer_voxels_make_a_larger_error():
     explorer = ReliabilityExplorer(chances(30_000))
     found = []
