@@ -99,26 +99,30 @@ def _choice(answer: Any, options: dict[str, str], right: str) -> Feedback:
     return Feedback(chosen == right, options[chosen])
 
 
-def _code(answer: Any, judge: Callable[[Callable[..., Any]], Feedback]) -> Feedback:
-    """Judge a function by running it; what it raises is told, not raised."""
+def _code(answer: Any, judge: Callable[[Any], Feedback], *arguments: Any) -> Feedback:
+    """Judge what a function makes of the arguments; what it raises is told, not raised."""
     if _open(answer):
         return _UNANSWERED
     if not callable(answer):
         return _wrong(f"Give the function itself, without calling it; this is {type(answer).__name__} {answer!r}.")
     try:
-        return judge(answer)
+        got = answer(*arguments)
+        return _UNANSWERED if _open(got) else judge(got)
     except Exception as error:
         return _wrong(f"Your function raised {type(error).__name__}: {error}")
 
 
-def _same(got: Any, expected: torch.Tensor, tolerance: float = 1e-5) -> str | None:
-    """What is wrong with a tensor's form, or "" where only its values are, or None where all is right."""
+def _misformed(got: Any, expected: torch.Tensor) -> str:
+    """What is wrong with the kind or shape of a result; "" where nothing is."""
     if not isinstance(got, (torch.Tensor, np.ndarray, float, int)):
         return f"It returns {type(got).__name__}, a tensor or a number is wanted."
-    got = torch.as_tensor(got).double()
-    if got.shape != expected.shape:
-        return f"It returns shape {tuple(got.shape)}, expected {tuple(expected.shape)}."
-    return None if torch.allclose(got, expected.double(), atol=tolerance, rtol=tolerance) else ""
+    shape = tuple(torch.as_tensor(got).shape)
+    return "" if shape == expected.shape else f"It returns shape {shape}, expected {tuple(expected.shape)}."
+
+
+def _equal(got: Any, expected: torch.Tensor) -> bool:
+    """Whether a result has the expected shape and values."""
+    return not _misformed(got, expected) and torch.allclose(torch.as_tensor(got).double(), expected.double(), atol=1e-5, rtol=1e-5)
 
 
 def _logits() -> torch.Tensor:
@@ -152,21 +156,20 @@ def exercise_0_2(answer: Any) -> Feedback:
 
 def exercise_0_3(answer: Any) -> Feedback:
     """A function confidence(logits) of one voxel's logits (K,)."""
+    logits = torch.tensor([1.0, -2.0, 3.0, 0.5])
 
-    def judge(function: Callable[..., Any]) -> Feedback:
-        logits = torch.tensor([1.0, -2.0, 3.0, 0.5])
-        got = function(logits)
-        if _open(got):
-            return _UNANSWERED
+    def judge(got: Any) -> Feedback:
         expected = logits.softmax(0).max()
-        problem = _same(got, expected)
-        if problem is None:
+        if _equal(got, expected):
             return _right(f"Yes: {float(expected):.3f} for a test voxel, the largest of its probabilities.")
         if isinstance(got, torch.Tensor) and got.shape == logits.shape:
             return _wrong("These are all K probabilities (or logits); the confidence is the largest probability, one number.")
-        return _wrong(problem or f"{float(got):.3f} instead of {float(expected):.3f}: softmax over the classes, then its maximum.")
+        return _wrong(
+            _misformed(got, expected)
+            or f"{float(got):.3f} instead of {float(expected):.3f}: softmax over the classes, then its maximum."
+        )
 
-    return _code(answer, judge)
+    return _code(answer, judge, logits)
 
 
 # 01 What is calibration
@@ -184,14 +187,11 @@ def exercise_1_1(answer: Any) -> Feedback:
 
 def exercise_1_2(answer: Any) -> Feedback:
     """A function ece(confidence, correct, num_bins) of two arrays of n voxels."""
+    random = np.random.RandomState(0)
+    confidence = random.uniform(0.5, 1, 4000)
+    correct = random.uniform(size=4000) < np.clip(1.5 * confidence - 0.35, 0, 1)  # too sure at 0.5, not sure enough at 0.9
 
-    def judge(function: Callable[..., Any]) -> Feedback:
-        random = np.random.RandomState(0)
-        confidence = random.uniform(0.5, 1, 4000)
-        correct = random.uniform(size=4000) < np.clip(1.5 * confidence - 0.35, 0, 1)  # too sure at 0.5, not sure enough at 0.9
-        got = function(confidence, correct, 10)
-        if _open(got):
-            return _UNANSWERED
+    def judge(got: Any) -> Feedback:
         probs = torch.tensor(np.stack([confidence, 1 - confidence], 1))
         expected = expected_calibration_error(probs, torch.from_numpy(1 - correct.astype(np.int64)), 10)
         bins = np.ceil(confidence * 10)
@@ -207,7 +207,7 @@ def exercise_1_2(answer: Any) -> Feedback:
         hint = "Per bin: its share of the voxels times |mean confidence - mean of correct|; then the sum."
         return _number(got, expected, 1e-6, f"Yes: {expected:.4f} on a test set, as mbls.metrics has it.", hints, hint)
 
-    return _code(answer, judge)
+    return _code(answer, judge, confidence, correct, 10)
 
 
 def exercise_1_3(answer: Any) -> Feedback:
@@ -226,23 +226,19 @@ def exercise_1_3(answer: Any) -> Feedback:
 
 def exercise_2_1(answer: Any) -> Feedback:
     """A function gradient(logits, label): the gradient of cross-entropy in the logits (K,) of one voxel."""
+    logits, label = torch.tensor([1.0, -0.5, 2.0, 0.0]), 0
 
-    def judge(function: Callable[..., Any]) -> Feedback:
-        logits, label = torch.tensor([1.0, -0.5, 2.0, 0.0]), 0
-        got = function(logits, label)
-        if _open(got):
-            return _UNANSWERED
+    def judge(got: Any) -> Feedback:
         expected = logits.softmax(0) - F.one_hot(torch.tensor(label), 4)
-        problem = _same(got, expected)
-        if problem is None:
+        if _equal(got, expected):
             return _right("Yes: s - y. Only the labelled class has a negative entry, and no entry is ever exactly 0.")
-        if problem == "" and _same(got, -expected) is None:
+        if _equal(got, -expected):
             return _wrong("The sign is turned: that is the direction in which descent moves, the gradient is its opposite.")
-        if problem == "" and _same(got, logits.softmax(0)) is None:
+        if _equal(got, logits.softmax(0)):
             return _wrong("That is the softmax; the one-hot vector of the label still has to be taken off.")
-        return _wrong(problem or "The values are not those of s - y. Softmax first, then 1 off at the label.")
+        return _wrong(_misformed(got, expected) or "The values are not those of s - y. Softmax first, then 1 off at the label.")
 
-    return _code(answer, judge)
+    return _code(answer, judge, logits, label)
 
 
 def exercise_2_2(answer: Any) -> Feedback:
@@ -272,24 +268,20 @@ def exercise_2_3(answer: Any) -> Feedback:
 
 def exercise_3_1(answer: Any) -> Feedback:
     """A function distances(logits) for logits (B, K, H, W)."""
+    logits = _logits()
 
-    def judge(function: Callable[..., Any]) -> Feedback:
-        logits = _logits()
-        got = function(logits.clone())
-        if _open(got):
-            return _UNANSWERED
-        problem = _same(got, logit_distances(logits))
-        if problem is None:
+    def judge(got: Any) -> Feedback:
+        if _equal(got, logit_distances(logits)):
             return _right("Yes. One of the K distances of every voxel is 0: the winner's own.")
-        if problem == "" and _same(got, -logit_distances(logits)) is None:
+        if _equal(got, -logit_distances(logits)):
             return _wrong("The sign is turned: d = max - logit, so that distances are never negative.")
-        if problem == "" and _same(got, logits.max() - logits) is None:
+        if _equal(got, logits.max() - logits):
             return _wrong("You took the largest logit of the whole batch. Each voxel has its own: amax over dimension 1, keepdim.")
         if isinstance(got, torch.Tensor) and got.shape == (2, 5, 6):
             return _wrong("One number a voxel, where K are wanted: keepdim=True lets the maximum be subtracted from all classes.")
-        return _wrong(problem or "The maximum has to run over the classes, which are dimension 1 of (B, K, H, W).")
+        return _wrong(_misformed(got, logits) or "The maximum has to run over the classes, which are dimension 1 of (B, K, H, W).")
 
-    return _code(answer, judge)
+    return _code(answer, judge, logits.clone())
 
 
 def exercise_3_2(answer: Any) -> Feedback:
@@ -304,24 +296,22 @@ def exercise_3_2(answer: Any) -> Feedback:
 
 def exercise_3_3(answer: Any) -> Feedback:
     """A function confidence(distances) for distances (B, K, H, W), without any logits."""
+    logits = _logits()
+    distances = logit_distances(logits)
 
-    def judge(function: Callable[..., Any]) -> Feedback:
-        logits = _logits()
-        distances = logit_distances(logits)
-        got = function(distances.clone())
-        if _open(got):
-            return _UNANSWERED
+    def judge(got: Any) -> Feedback:
         expected = logits.softmax(1).amax(1)
-        problem = _same(got, expected)
-        if problem is None:
+        if _equal(got, expected):
             return _right("Yes: 1 / sum_k exp(-d_k). The distances hold all there is to know about the confidence.")
-        if problem == "" and _same(got, 1 / (1 + (-distances).exp().sum(1))) is None:
+        if _equal(got, 1 / (1 + (-distances).exp().sum(1))):
             return _wrong("The winner is counted twice: its own distance of 0 is already among the K, exp(0) = 1.")
         if isinstance(got, torch.Tensor) and got.shape == logits.shape:
             return _wrong("That is a probability for every class; the confidence is the largest of them, one number a voxel.")
-        return _wrong(problem or "Divide softmax's numerator and denominator by exp(max l): what is left are exp(-d_k).")
+        return _wrong(
+            _misformed(got, expected) or "Divide softmax's numerator and denominator by exp(max l): what is left are exp(-d_k)."
+        )
 
-    return _code(answer, judge)
+    return _code(answer, judge, distances.clone())
 
 
 # 04 One constraint, many losses
@@ -329,19 +319,15 @@ def exercise_3_3(answer: Any) -> Feedback:
 
 def exercise_4_1(answer: Any) -> Feedback:
     """A function mbls(logits, target, margin, alpha) for logits (B, K, H, W), target (B, H, W)."""
+    logits = _logits()
+    target = torch.arange(60).view(2, 5, 6) % 4
 
-    def judge(function: Callable[..., Any]) -> Feedback:
-        logits = _logits()
-        target = torch.arange(60).view(2, 5, 6) % 4
-        got = function(logits, target, 2.0, 0.3)
-        if _open(got):
-            return _UNANSWERED
+    def judge(got: Any) -> Feedback:
         expected = MbLSLoss(2.0, 0.3)(logits, target)
-        problem = _same(got, expected)
-        if problem is None:
+        if _equal(got, expected):
             return _right(f"Yes: {float(expected):.4f} on a test batch, as MbLSLoss has it.")
-        if problem:
-            return _wrong(problem)
+        if misformed := _misformed(got, expected):
+            return _wrong(misformed)
         ce, hinge = F.cross_entropy(logits, target), F.relu(logit_distances(logits) - 2.0)
         mistakes = {
             float(ce + 0.3 * hinge.sum(1).mean()): "you sum over the classes; the official form takes the mean (a factor K).",
@@ -357,7 +343,7 @@ def exercise_4_1(answer: Any) -> Feedback:
                 return _wrong(f"{float(got):.4f} instead of {float(expected):.4f}: {explanation}")
         return _wrong(f"{float(got):.4f} instead of {float(expected):.4f}. CE plus alpha times the mean of max(0, d - m).")
 
-    return _code(answer, judge)
+    return _code(answer, judge, logits, target, 2.0, 0.3)
 
 
 def exercise_4_2(answer: Any) -> Feedback:
@@ -404,28 +390,25 @@ def exercise_5_1(answer: Any) -> Feedback:
 
 def exercise_5_2(answer: Any) -> Feedback:
     """A function violations(logits, margin): share of voxels of (B, K, H, W) with a class beyond the margin."""
+    logits = _logits()
 
-    def judge(function: Callable[..., Any]) -> Feedback:
-        logits = _logits()
-        got = function(logits.clone(), 6.0)
-        if _open(got):
-            return _UNANSWERED
+    def judge(got: Any) -> Feedback:
         beyond = logit_distances(logits) > 6.0
         expected = beyond.any(1).double().mean()
-        problem = _same(got, expected)
-        if problem is None:
+        if _equal(got, expected):
             return _right(f"Yes: {float(expected):.3f} of the voxels of a test batch.")
-        if problem == "" and _same(got, beyond.double().mean()) is None:
+        if _equal(got, beyond.double().mean()):
             return _wrong(
                 "That is the share of all distances. A voxel counts once, however many of its classes lie beyond: any(1)."
             )
-        if problem == "" and _same(got, beyond.all(1).double().mean()) is None:
+        if _equal(got, beyond.all(1).double().mean()):
             return _wrong("No voxel has all its classes beyond the margin, since the winner's distance is 0: any, not all.")
         return _wrong(
-            problem or f"{float(got):.3f} instead of {float(expected):.3f}. Distances, compare, any over the classes, mean."
+            _misformed(got, expected)
+            or f"{float(got):.3f} instead of {float(expected):.3f}. Distances, compare, any over the classes, mean."
         )
 
-    return _code(answer, judge)
+    return _code(answer, judge, logits.clone(), 6.0)
 
 
 def exercise_5_3(answer: Any) -> Feedback:

@@ -98,15 +98,17 @@ class Evaluation:
         return pd.concat(tables, ignore_index=True)
 
 
-def distance_counts(logits: torch.Tensor, mask: torch.Tensor) -> np.ndarray:
-    """Histogram over :data:`DISTANCE_EDGES` of the distances of the losing classes: K - 1 a voxel, without the winner's own zero.
+def distance_counts(distances: torch.Tensor, mask: torch.Tensor, edges: np.ndarray = DISTANCE_EDGES) -> np.ndarray:
+    """Histogram of the distances of the losing classes: K - 1 a voxel, without the winner's own zero.
 
     Args:
-        logits: (B, K, *spatial). mask: (B, *spatial) boolean, the voxels to count.
+        distances: :func:`mbls.constraints.logit_distances`, (B, K, *spatial).
+        mask: (B, *spatial) boolean, the voxels to count.
+        edges: of the bins; the first is 0.
     """
-    distances = logit_distances(logits).movedim(1, -1)[mask]
-    counts, _ = np.histogram(distances.numpy(), DISTANCE_EDGES)
-    counts[0] -= len(distances)  # the winner of each voxel
+    counted = distances.movedim(1, -1)[mask]
+    counts, _ = np.histogram(counted.numpy(), edges)
+    counts[0] -= len(counted)  # the winner of each voxel
     return counts
 
 
@@ -143,7 +145,8 @@ def evaluate(
         scores = segmentation_scores(logits.argmax(1), labels, len(CLASS_NAMES), volume.spacing, surface)
         for score, values in scores.items():
             row |= {f"{score}_{name}": value for name, value in zip(CLASS_NAMES[1:], values, strict=True)}
-        distances = logit_distances(logits).mean(1)
+        distances = logit_distances(logits)
+        mean_distance = distances.mean(1)
         for region, suffix in _REGIONS.items():
             mask = region_mask(labels, region)
             row[f"voxels{suffix}"] = int(mask.sum())
@@ -152,14 +155,14 @@ def evaluate(
                 continue
             volume_bins = CalibrationBins(len(CLASS_NAMES)).update(probs, labels, mask)
             bins[region].merge(volume_bins)
-            counts[region] += distance_counts(logits, mask)
+            counts[region] += distance_counts(distances, mask)
             row |= {
                 f"ece{suffix}": volume_bins.ece(),
                 f"cece{suffix}": volume_bins.cece(),
                 f"aece{suffix}": adaptive_calibration_error(probs, labels, mask=mask),
                 f"nll{suffix}": negative_log_likelihood(probs, labels, mask),
                 f"brier{suffix}": brier_score(probs, labels, mask),
-                f"mean_distance{suffix}": float(distances[mask].double().mean()),
+                f"mean_distance{suffix}": float(mean_distance[mask].double().mean()),
             }
         rows.append(row)
     evaluation = Evaluation(rows, bins, counts)

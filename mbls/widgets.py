@@ -21,7 +21,7 @@ from mbls.constraints import (
     margin_penalty,
     margin_penalty_gradient,
 )
-from mbls.evaluation import DISTANCE_EDGES
+from mbls.evaluation import DISTANCE_EDGES, distance_counts
 from mbls.experiments import parse_loss
 from mbls.explorer import Explorer
 from mbls.losses import build_loss
@@ -340,7 +340,7 @@ class SliceExplorer(Explorer):
             shapes = ", ".join(str(tuple(part.shape)) for part in (images, labels, logits))
             raise ValueError(f"images, labels, logits: got {shapes}, expected (N, H, W), (N, H, W) and (N, K, H, W)")
         self._images, self._labels = images.numpy(), labels.numpy()
-        self._distances = logit_distances(logits).numpy()
+        self._distances = logit_distances(logits)
         super().__init__(**state)
 
     def limits(self, name: str) -> tuple[float, float]:
@@ -354,9 +354,9 @@ class SliceExplorer(Explorer):
 
     def compute(self) -> SliceNumbers:
         distances = self._distances[self.slice_index]
-        violations = (distances > self.margin).sum(0)
-        counts, _ = np.histogram(distances, np.append(self.EDGES[:-1], np.inf))
-        counts[0] -= violations.size  # the winner's own zero
+        violations = (distances > self.margin).sum(0).numpy()
+        everywhere = torch.ones(1, *violations.shape, dtype=torch.bool)
+        counts = distance_counts(distances[None], everywhere, np.append(self.EDGES[:-1], np.inf))
         ceiling = confidence_at_margin(self.margin, len(distances))
         return SliceNumbers(violations, float((violations > 0).mean()), ceiling, counts)
 

@@ -47,11 +47,12 @@ def test_a_fitted_temperature_lowers_the_nll(data):
 
 def test_distances_are_counted_without_the_winner():
     logits = torch.tensor([[0.0, 0.0, 3.0, 100.0], [5.0, 4.9, 0.0, 5.0]])  # two voxels, the second with a tie
-    counts = distance_counts(logits, torch.tensor([True, True]))
+    distances = logit_distances(logits)
+    counts = distance_counts(distances, torch.tensor([True, True]))
     assert counts.sum() == 2 * 3
     where = {float(DISTANCE_EDGES[bin]): int(n) for bin, n in enumerate(counts) if n}
     assert where == {0.0: 2, 5.0: 1, 19.75: 3}
-    assert distance_counts(logits, torch.tensor([False, True])).sum() == 3
+    assert distance_counts(distances, torch.tensor([False, True])).sum() == 3
 
 
 def test_histograms_hold_what_was_counted(data):
