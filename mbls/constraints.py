@@ -123,7 +123,8 @@ def _arg_max_gradient(logits: torch.Tensor, violated: torch.Tensor, dim: int) ->
     _check_logits(logits, dim)
     num_classes = logits.shape[dim]
     violated = violated.to(logits.dtype)
-    at_max = torch.zeros_like(logits).scatter_(dim, logits.argmax(dim, keepdim=True), 1.0)
+    at_max = (logits == logits.amax(dim, keepdim=True)).to(logits.dtype)
+    at_max = at_max / at_max.sum(dim, keepdim=True)  # tied classes share evenly, as in torch.amax
     return (at_max * violated.sum(dim, keepdim=True) - violated) / num_classes
 
 

@@ -6,6 +6,10 @@ Shapes are the same everywhere: logits ``(B, K, *spatial)``, floating point; tar
 number is 0). Half-precision logits are computed in float32.
 
 Notation: ``s = softmax(l)``, ``y`` the one-hot label, ``j`` the labelled class, ``d_k = max_i l_i - l_k`` the logit distances.
+
+Each loss is written down twice: ``voxel_loss`` is its definition, a few lines that autograd can differentiate as often as you
+like; ``fused`` gives the same values and their gradient at once, which takes a fraction of the time and of the memory. Modules
+call ``fused`` wherever the two are interchangeable (see :func:`_plain_form_needed`); tests hold one to the other.
 """
 
 from __future__ import annotations
@@ -32,6 +36,16 @@ __all__ = [
 ]
 
 
+def _block_voxels(device: torch.device, num_classes: int) -> int:
+    """Voxels that the fused forms work on at once."""
+    if device.type != "cpu":  # every block costs launches, and is there only to bound the memory
+        return 1 << 24
+    # Intermediate results should stay in the cache, and every thread should get a share of each step: torch gives a thread
+    # 32,768 elements at least.
+    threads = max(2, torch.get_num_threads())
+    return max(1, min(threads << 15, (threads << 19) // num_classes))
+
+
 class _VoxelLoss(_Loss):
     """Checks, precision and reduction shared by the losses; a subclass gives the value of each voxel."""
 
@@ -46,26 +60,89 @@ class _VoxelLoss(_Loss):
         """Loss of each voxel, (B, *spatial), from checked float logits and int64 targets; the caller masks ignored voxels."""
         raise NotImplementedError
 
+    #: ``fused(logits (b, K, n), label (b, 1, n), grad (b, K, n)) -> values (b, 1, n)``: :meth:`voxel_loss` of a block, and its
+    #: derivative in the logits written into ``grad``. None: there is only the plain form.
+    fused: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor] | None = None
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        # Who changes the definition in a class of his own must not get his parent's closed form.
+        if "voxel_loss" in cls.__dict__ and "fused" not in cls.__dict__:
+            cls.fused = None
+
+    def _log_likelihood(self, log_probs: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        # Ignored voxels take class 0 here; the caller masks them.
+        inside = target.masked_fill(target == self.ignore_index, 0)
+        return log_probs.gather(1, inside.unsqueeze(1)).squeeze(1)
+
     def forward(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        target = _checked_target(logits, target, self.ignore_index)
+        target, keep = _checked_target(logits, target, self.ignore_index)
         if logits.dtype in (torch.float16, torch.bfloat16):
             logits = logits.float()
-        keep = target != self.ignore_index
         with torch.autocast(logits.device.type, enabled=False):
-            values = self.voxel_loss(logits, target)
-        values = torch.where(keep, values, values.new_zeros(()))
+            if self.fused is None or _plain_form_needed():
+                values = self.voxel_loss(logits, target)
+                values = values if keep is None else torch.where(keep, values, values.new_zeros(()))
+            else:
+                values = _Fused.apply(logits, target, keep, self.fused)
         if self.reduction == "none":
             loss = values
         elif self.reduction == "sum":
             loss = values.sum()
         else:
-            loss = values.sum() / keep.sum().clamp(min=1)
+            loss = values.sum() / (max(1, target.numel()) if keep is None else keep.sum().clamp(min=1))
         _raise_if_not_finite(loss, logits)
         return loss
 
 
-def _checked_target(logits: torch.Tensor, target: torch.Tensor, ignore_index: int) -> torch.Tensor:
-    """Target as int64 (B, *spatial), or a ValueError that says what is wrong with it."""
+def _plain_form_needed() -> bool:
+    """Under torch.compile, which fuses the definition itself, and under torch.func (vmap, jvp, hessian, ...)."""
+    return torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+
+
+class _Fused(torch.autograd.Function):
+    """Values of the voxels by a loss's ``fused``, 0 where a voxel is ignored; the gradient is the one tensor that is kept."""
+
+    @staticmethod
+    def forward(ctx, logits, target, keep, fused):
+        ctx.shape = logits.shape
+        batch, classes, voxels = logits.shape[0], logits.shape[1], target.shape[1:].numel()
+        logits, label = logits.contiguous().view(batch, classes, voxels), target.reshape(batch, 1, voxels)
+        ignored = None if keep is None else ~keep.view(batch, 1, voxels)
+        values = logits.new_empty(label.shape)
+        needed = ctx.needs_input_grad[0]
+        step = _block_voxels(logits.device, classes)
+        samples = max(1, step // max(1, voxels))  # small images share a block
+        grad = torch.empty_like(logits) if needed else logits.new_empty(min(samples, batch), classes, min(step, voxels))
+        for row in range(0, batch, samples):
+            for start in range(0, voxels, step):
+                block = (slice(row, row + samples), slice(None), slice(start, start + step))
+                part = label[block]
+                block_grad = grad[block] if needed else grad[: part.shape[0], :, : part.shape[2]]
+                if ignored is None:
+                    values[block] = fused(logits[block], part, block_grad)
+                else:
+                    skip = ignored[block]
+                    values[block] = fused(logits[block], part.masked_fill(skip, 0), block_grad).masked_fill_(skip, 0)
+                    block_grad.masked_fill_(skip, 0)
+        if needed:
+            ctx.save_for_backward(grad)
+        return values.view(target.shape)
+
+    @staticmethod
+    def backward(ctx, grad_output):
+        if torch.is_grad_enabled():  # create_graph=True: what follows would be taken for a constant, silently
+            raise RuntimeError(
+                "create_graph: the losses of mbls.losses compute their gradient in closed form and can be differentiated once; "
+                "for a second derivative use loss.voxel_loss(logits, target), the plain form, or torch.func"
+            )
+        (grad,) = ctx.saved_tensors
+        grad = grad * grad_output.reshape(grad.shape[0], 1, grad.shape[2])
+        return grad.view(ctx.shape), None, None, None
+
+
+def _checked_target(logits: torch.Tensor, target: torch.Tensor, ignore_index: int) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Target as int64 (B, *spatial), and where it counts (None: everywhere), or a ValueError that says what is wrong with it."""
     if logits.dim() < 2 or not logits.is_floating_point():
         raise ValueError(f"logits: got shape {tuple(logits.shape)} of {logits.dtype}, expected floating point (B, K, *spatial)")
     if logits.shape[1] < 2:
@@ -82,8 +159,8 @@ def _checked_target(logits: torch.Tensor, target: torch.Tensor, ignore_index: in
         )
     target = target.long()
     # On a GPU reading the range would make the host wait at every step; there the indexing kernels assert it themselves.
-    if target.device.type == "cpu" and target.numel() and not torch.compiler.is_compiling():
-        lowest, highest = target.aminmax()
+    if target.device.type == "cpu" and target.numel() and not _plain_form_needed():
+        lowest, highest = (int(bound) for bound in target.aminmax())
         if lowest < 0 or highest >= logits.shape[1]:
             wrong = target[(target != ignore_index) & ((target < 0) | (target >= logits.shape[1]))]
             if wrong.numel():
@@ -91,7 +168,9 @@ def _checked_target(logits: torch.Tensor, target: torch.Tensor, ignore_index: in
                     f"target: got label {wrong[0].item()} ({wrong.numel()} voxels out of range), "
                     f"expected 0..{logits.shape[1] - 1} or ignore_index={ignore_index}"
                 )
-    return target
+        if not lowest <= ignore_index <= highest:
+            return target, None
+    return target, target != ignore_index
 
 
 def _check_form(logits: torch.Tensor, num_classes: int, spatial_dims: int) -> None:
@@ -103,17 +182,27 @@ def _check_form(logits: torch.Tensor, num_classes: int, spatial_dims: int) -> No
 
 def _raise_if_not_finite(loss: torch.Tensor, logits: torch.Tensor) -> None:
     # Looked at on the CPU only, for the same reason; and only when the loss shows it, so that a healthy step pays nothing.
-    if loss.device.type != "cpu" or torch.compiler.is_compiling() or torch.isfinite(loss.detach()).all():
+    if loss.device.type != "cpu" or _plain_form_needed() or torch.isfinite(loss.detach()).all():
         return
     bad = int((~torch.isfinite(logits.detach())).sum())
     if bad:
         raise ValueError(f"logits: got {bad} NaN or infinite values of {logits.numel()}, expected finite logits")
 
 
-def _log_likelihood(log_probs: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    # Ignored voxels (any label outside the classes) take class 0 here; the caller masks them.
-    inside = target.clamp(0, log_probs.shape[1] - 1)
-    return log_probs.gather(1, inside.unsqueeze(1)).squeeze(1)
+# Parts of the fused forms. Their tensors are blocks: logits and grad (b, K, n), one value a voxel (b, 1, n).
+
+
+def _softmax(below: torch.Tensor, softmax: torch.Tensor) -> torch.Tensor:
+    """Writes ``s`` into ``softmax`` and returns ``log sum_k exp(-d_k)``, from ``below = l - max(l) = -d``."""
+    total = torch.exp(below, out=softmax).sum(1, keepdim=True)
+    softmax.div_(total)
+    return total.log_()
+
+
+def _subtract_label(grad: torch.Tensor, label: torch.Tensor, weight: torch.Tensor | float = 1.0) -> None:
+    """``grad -= weight * y``."""
+    minus = -weight if isinstance(weight, torch.Tensor) else grad.new_full((), -weight).expand(label.shape)
+    grad.scatter_add_(1, label, minus)
 
 
 def _check_not_negative(**options: float) -> None:
@@ -129,7 +218,14 @@ class CrossEntropyLoss(_VoxelLoss):
     """
 
     def voxel_loss(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        return -_log_likelihood(F.log_softmax(logits, dim=1), target)
+        return -self._log_likelihood(F.log_softmax(logits, dim=1), target)
+
+    def fused(self, logits: torch.Tensor, label: torch.Tensor, grad: torch.Tensor) -> torch.Tensor:
+        """Gradient ``s - y``."""
+        below = logits - logits.amax(1, keepdim=True)
+        values = _softmax(below, grad) - below.gather(1, label)
+        _subtract_label(grad, label)
+        return values
 
 
 class LabelSmoothingLoss(_VoxelLoss):
@@ -154,7 +250,16 @@ class LabelSmoothingLoss(_VoxelLoss):
 
     def voxel_loss(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         log_probs = F.log_softmax(logits, dim=1)
-        return -(1 - self.alpha) * _log_likelihood(log_probs, target) - self.alpha * log_probs.mean(dim=1)
+        return -(1 - self.alpha) * self._log_likelihood(log_probs, target) - self.alpha * log_probs.mean(dim=1)
+
+    def fused(self, logits: torch.Tensor, label: torch.Tensor, grad: torch.Tensor) -> torch.Tensor:
+        r"""Gradient :math:`s - (1-\alpha)\,y - \alpha/K`."""
+        below = logits - logits.amax(1, keepdim=True)
+        values = _softmax(below, grad)
+        values.sub_(below.gather(1, label), alpha=1 - self.alpha).sub_(below.mean(1, keepdim=True), alpha=self.alpha)
+        _subtract_label(grad, label, 1 - self.alpha)
+        grad.sub_(self.alpha / logits.shape[1])
+        return values
 
 
 class FocalLoss(_VoxelLoss):
@@ -175,10 +280,21 @@ class FocalLoss(_VoxelLoss):
         self.gamma = gamma
 
     def voxel_loss(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        log_likelihood = _log_likelihood(F.log_softmax(logits, dim=1), target)
+        log_likelihood = self._log_likelihood(F.log_softmax(logits, dim=1), target)
         # The clamp keeps the gradient of pow finite where s_j rounds to 1 and gamma < 1.
         miss = (-torch.expm1(log_likelihood)).clamp(min=torch.finfo(logits.dtype).tiny)
         return -(miss**self.gamma) * log_likelihood
+
+    def fused(self, logits: torch.Tensor, label: torch.Tensor, grad: torch.Tensor) -> torch.Tensor:
+        r"""Gradient :math:`c\,(s - y)` with :math:`c = (1-s_j)^\gamma - \gamma (1-s_j)^{\gamma-1} s_j \log s_j`."""
+        below = logits - logits.amax(1, keepdim=True)
+        nll = _softmax(below, grad) - below.gather(1, label)
+        miss = (-torch.expm1(-nll)).clamp_(min=torch.finfo(logits.dtype).tiny)
+        factor = miss**self.gamma
+        weight = factor + self.gamma * miss ** (self.gamma - 1) * (1 - miss) * nll
+        grad.mul_(weight)
+        _subtract_label(grad, label, weight)
+        return factor.mul_(nll)
 
 
 class EntropyPenaltyLoss(_VoxelLoss):
@@ -203,7 +319,18 @@ class EntropyPenaltyLoss(_VoxelLoss):
     def voxel_loss(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         log_probs = F.log_softmax(logits, dim=1)
         entropy = -(log_probs.exp() * log_probs).sum(dim=1)
-        return -_log_likelihood(log_probs, target) - self.alpha * entropy
+        return -self._log_likelihood(log_probs, target) - self.alpha * entropy
+
+    def fused(self, logits: torch.Tensor, label: torch.Tensor, grad: torch.Tensor) -> torch.Tensor:
+        r"""Gradient :math:`s - y - \alpha\,s\,(d - \sum_k s_k d_k)`; and :math:`H(s) = \sum_k s_k d_k + \log \sum_k e^{-d_k}`."""
+        below = logits - logits.amax(1, keepdim=True)
+        log_total = _softmax(below, grad)
+        values = log_total - below.gather(1, label)
+        weighted = below.mul_(grad)  # -s d
+        expected = weighted.sum(1, keepdim=True)
+        grad.mul_(1 - self.alpha * expected).add_(weighted, alpha=self.alpha)
+        _subtract_label(grad, label)
+        return values.sub_(log_total.sub_(expected), alpha=self.alpha)
 
 
 class MbLSLoss(_VoxelLoss):
@@ -211,7 +338,8 @@ class MbLSLoss(_VoxelLoss):
 
     .. math:: -\log s_j + \frac{\alpha}{K} \sum_k \max(0, \max_i l_i - l_k - m)
 
-    Where several logits share the maximum, the sub-gradient of the maximum goes to one of them, the arg-max (as torch.max).
+    Where several logits share the maximum, they share the sub-gradient of the maximum evenly (as ``torch.amax``), so that the
+    order of the classes never matters.
 
     Args:
         margin: largest logit distance that goes unpenalised, m >= 0, in logits.
@@ -242,10 +370,30 @@ class MbLSLoss(_VoxelLoss):
         self.norm = norm
 
     def voxel_loss(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        distances = logits.max(dim=1, keepdim=True).values - logits
+        distances = logits.amax(dim=1, keepdim=True) - logits
         excess = F.relu(distances - self.margin)
         penalty = excess if self.norm == "l1" else excess.square()
-        return -_log_likelihood(F.log_softmax(logits, dim=1), target) + self.alpha * penalty.mean(dim=1)
+        return -self._log_likelihood(F.log_softmax(logits, dim=1), target) + self.alpha * penalty.mean(dim=1)
+
+    def fused(self, logits: torch.Tensor, label: torch.Tensor, grad: torch.Tensor) -> torch.Tensor:
+        r"""Gradient :math:`s - y + \frac{\alpha}{K} p`: a violating class has :math:`p_k = -1` ("l2": :math:`-2\,(d_k - m)`), and
+        the classes at the maximum share what makes the :math:`p_k` of a voxel sum to 0."""
+        weight = self.alpha / logits.shape[1]
+        below = logits - logits.amax(1, keepdim=True)  # -d
+        values = _softmax(below, grad) - below.gather(1, label)
+        _subtract_label(grad, label)
+        pull = F.softshrink(below, self.margin)  # -max(0, d - m): soft-shrinkage is the hinge, since -d <= 0
+        if self.norm == "l1":
+            values.sub_(pull.sum(1, keepdim=True), alpha=weight)
+            pull.sign_()
+        else:
+            values.add_(pull.square().sum(1, keepdim=True), alpha=weight)
+            pull.mul_(2)
+        at_top = below.sign_().add_(1)  # 1 where d = 0, else 0
+        grad.add_(pull, alpha=weight)
+        share = pull.sum(1, keepdim=True).div_(at_top.sum(1, keepdim=True))
+        grad.addcmul_(at_top, share, value=-weight)
+        return values
 
 
 class SVLSLoss(_VoxelLoss):
@@ -352,7 +500,7 @@ class NACLLoss(_VoxelLoss):
         self.nacl.alpha = value
 
     def forward(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        target = _checked_target(logits, target, ignore_index=-100)
+        target, _ = _checked_target(logits, target, ignore_index=-100)
         _check_form(logits, self.num_classes, self.spatial_dims)
         with torch.autocast(logits.device.type, enabled=False):
             loss = self.nacl(logits.float(), target)

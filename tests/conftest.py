@@ -5,11 +5,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 
 from mbls.acdc import find_patients
 from mbls.phantom import make_phantom
 
 torch.set_num_threads(2)
+# No test is timed: the first example of a property may have to wait for an import or a busy machine.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 
 
 @pytest.fixture(scope="session")

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+import torch.utils.checkpoint
 
 from mbls.losses import (
     LOSSES,
@@ -211,12 +212,173 @@ def test_nacl_is_monais():
     torch.testing.assert_close(build_loss("nacl", K)(logits, target), MonaiNACLLoss(K, 2)(logits, target))
 
 
-def test_margin_gradient_ties_go_to_one_class():
+def test_tied_logits_share_the_margins_gradient():
     logits = torch.tensor([[3.0, 3.0, 0.0]], requires_grad=True)
     (MbLSLoss(1.0, alpha=1.0)(logits, torch.tensor([0])) - CrossEntropyLoss()(logits, torch.tensor([0]))).backward()
-    grad = logits.grad[0]
-    assert sorted(grad[:2].tolist()) == pytest.approx([0.0, 1 / 3], abs=1e-6)
-    assert grad[2].item() == pytest.approx(-1 / 3)
+    assert logits.grad[0].tolist() == pytest.approx([1 / 6, 1 / 6, -1 / 3], abs=1e-6)
+
+
+# The closed-form path (fused) against the definition (voxel_loss).
+
+FUSED = ["ce", "ls", "fl", "ecp", "mbls", "mbls_l2"]
+LAYOUTS = {
+    "rows": (700, K),
+    "small_images": (9, K, 5, 4),
+    "several_blocks_an_image": (2, K, 40, 30),
+    "volume": (1, 14, 7, 8, 9),
+}
+
+
+@pytest.fixture
+def small_blocks(monkeypatch):
+    monkeypatch.setattr("mbls.losses._block_voxels", lambda device, num_classes: 500)
+
+
+def plain_mean(loss, logits, target):
+    keep = target != loss.ignore_index
+    return torch.where(keep, loss.voxel_loss(logits, target), 0.0).sum() / keep.sum()
+
+
+@pytest.mark.parametrize("ignoring", [False, True], ids=["all", "ignoring"])
+@pytest.mark.parametrize("layout", sorted(LAYOUTS))
+@pytest.mark.parametrize("name", FUSED)
+def test_fused_equals_the_definition(name, layout, ignoring, small_blocks):
+    logits, target = make_batch(LAYOUTS[layout])
+    if ignoring:
+        target.view(-1)[::3] = -100
+    logits.requires_grad_()
+    loss = PER_VOXEL[name]()
+    (expected,) = torch.autograd.grad(plain_mean(loss, logits, target), logits)
+    value = loss(logits, target)
+    (grad,) = torch.autograd.grad(value, logits)
+    torch.testing.assert_close(value, plain_mean(loss, logits, target), rtol=1e-6, atol=0)
+    torch.testing.assert_close(grad, expected, rtol=1e-5, atol=1e-6 / target.numel())
+    with torch.no_grad():
+        torch.testing.assert_close(loss(logits, target), value, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("scale", [1e-3, 30.0])
+@pytest.mark.parametrize("name", FUSED)
+def test_fused_is_as_exact_as_the_definition(name, scale):
+    """Both in float32 against the definition in float64, for logits close together and far apart, around a large common value."""
+    logits, target = make_batch((2, K, 50, 50), torch.float64, scale)
+    logits = (logits + 100).float().requires_grad_()
+    loss = PER_VOXEL[name]()
+    truth = plain_mean(loss, logits.double(), target)
+    assert loss(logits, target).item() == pytest.approx(truth.item(), rel=1e-6)
+    (expected,) = torch.autograd.grad(truth, logits)
+    errors = {}
+    for form, value in (("fused", loss(logits, target)), ("definition", plain_mean(loss, logits, target))):
+        errors[form] = (torch.autograd.grad(value, logits)[0] - expected).abs().max().item() * target.numel()
+    assert errors["fused"] < max(1e-6, 1.5 * errors["definition"])
+
+
+@pytest.mark.parametrize("reduction", ["sum", "none"])
+@pytest.mark.parametrize("name", FUSED)
+def test_gradient_of_the_other_reductions(name, reduction):
+    logits, target = make_batch(dtype=torch.float64)
+    target[0, :2] = -100
+    loss = PER_VOXEL[name](reduction=reduction)
+    assert torch.autograd.gradcheck(lambda values: loss(values, target), logits.requires_grad_())
+
+
+@pytest.mark.parametrize("name", FUSED)
+def test_second_derivative_is_refused_and_the_definition_has_it(name):
+    logits, target = make_batch((1, K, 2, 2), torch.float64)
+    logits.requires_grad_()
+    loss = PER_VOXEL[name]()
+    with pytest.raises(RuntimeError, match=r"create_graph: .* loss\.voxel_loss"):
+        torch.autograd.grad(loss(logits, target), logits, create_graph=True)
+    assert torch.autograd.gradgradcheck(lambda values: loss.voxel_loss(values, target), logits)
+
+
+@pytest.mark.parametrize("name", FUSED)
+def test_torch_func_takes_the_definition(name):
+    logits, target = make_batch(dtype=torch.float64)
+    loss = PER_VOXEL[name]()
+
+    def sample_loss(values, label):
+        return loss(values.unsqueeze(0), label.unsqueeze(0))
+
+    grads = torch.func.vmap(torch.func.grad(sample_loss))(logits, target)
+    for values, label, grad in zip(logits, target, grads, strict=True):
+        values.requires_grad_()
+        torch.testing.assert_close(torch.autograd.grad(sample_loss(values, label), values)[0], grad)
+    voxel, label = logits[:1, :, :1, :1].detach(), target[:1, :1, :1]
+    hessian = torch.func.jacrev(torch.func.jacrev(lambda values: loss(values, label)))(voxel).view(K, K)
+    expected = torch.autograd.functional.hessian(lambda values: loss.voxel_loss(values, label).mean(), voxel).view(K, K)
+    torch.testing.assert_close(hessian, expected)
+
+
+@pytest.mark.parametrize("name", FUSED)
+def test_compiles_without_a_graph_break(name):
+    logits, target = make_batch()
+    head, loss = torch.nn.Conv2d(K, K, 1), PER_VOXEL[name]()
+    step = torch.compile(lambda values, labels: loss(head(values), labels), backend="aot_eager", fullgraph=True)
+    value = step(logits, target)
+    torch.testing.assert_close(value, loss(head(logits), target))
+    value.backward()
+    compiled = head.weight.grad.clone()
+    head.zero_grad()
+    loss(head(logits), target).backward()
+    torch.testing.assert_close(compiled, head.weight.grad)
+
+
+@pytest.mark.parametrize("name", FUSED)
+def test_one_tensor_of_the_size_of_the_logits_is_saved(name):
+    logits, target = make_batch((2, K, 20, 20))
+    saved = {}
+
+    def count(tensor):
+        saved[tensor.data_ptr()] = tensor.numel() * tensor.element_size()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+        PER_VOXEL[name]()(logits.requires_grad_(), target)
+    assert sum(saved.values()) == logits.numel() * logits.element_size()
+
+
+def test_layouts_of_memory_and_subclasses_agree():
+    from monai.data import MetaTensor
+
+    logits, target = make_batch((2, K, 8, 8))
+    expected = None
+    for values in (logits, logits.contiguous(memory_format=torch.channels_last), MetaTensor(logits)):
+        values = values.clone().requires_grad_()
+        loss = MbLSLoss(1.0)(values, target)
+        loss.backward()
+        expected = (loss, values.grad) if expected is None else expected
+        torch.testing.assert_close(torch.as_tensor(loss), expected[0])
+        torch.testing.assert_close(torch.as_tensor(values.grad), expected[1])
+
+
+@pytest.mark.parametrize("use_reentrant", [False, True])
+def test_gradient_checkpointing_and_a_second_backward(use_reentrant):
+    images, target = make_batch((2, K, 8, 8))
+    images.requires_grad_()
+    head, loss = torch.nn.Conv2d(K, K, 1), MbLSLoss(1.0)
+    (expected,) = torch.autograd.grad(loss(head(images), target), images)
+    value = torch.utils.checkpoint.checkpoint(lambda values: loss(head(values), target), images, use_reentrant=use_reentrant)
+    value.backward()
+    torch.testing.assert_close(images.grad, expected)
+    value = loss(images, target)
+    first, second = (torch.autograd.grad(value, images, retain_graph=True)[0] for _ in range(2))
+    torch.testing.assert_close(first, second, rtol=0, atol=0)
+
+
+def test_changed_definition_is_what_is_computed():
+    class HalfMargin(MbLSLoss):
+        def voxel_loss(self, logits, target):
+            return 0.5 * super().voxel_loss(logits, target)
+
+    logits, target = make_batch()
+    torch.testing.assert_close(HalfMargin(1.0)(logits, target), 0.5 * MbLSLoss(1.0)(logits, target))
+
+
+def test_empty_batch():
+    logits = torch.zeros((0, K, 8, 8), requires_grad=True)
+    MbLSLoss()(logits, torch.zeros((0, 8, 8), dtype=torch.long)).backward()
+    assert logits.grad.shape == logits.shape
 
 
 @pytest.mark.parametrize(
