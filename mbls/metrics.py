@@ -34,8 +34,9 @@ __all__ = [
     "segmentation_scores",
 ]
 
-#: Voxels of a block: small enough that its float64 copies stay near the cache, whatever the size of the volume.
-_BLOCK = 1 << 18
+#: A block has so many voxels, and so many probabilities, at most: its copies stay near the cache, whatever the size of the volume.
+_BLOCK_VOXELS = 1 << 16
+_BLOCK_VALUES = 1 << 19
 
 
 class Reliability(NamedTuple):
@@ -63,44 +64,46 @@ class CalibrationBins:
     Source: Guo et al., ICML 2017 (ECE, MCE); Kull et al., NeurIPS 2019 (class-wise ECE); 15 bins as in arXiv 2209.09641.
     """
 
+    _NAMES = ("count", "prob_sum", "hit_sum")
+
     def __init__(self, num_classes: int, num_bins: int = 15) -> None:
         if num_classes < 2:
             raise ValueError(f"num_classes: got {num_classes}, expected at least 2")
         _check_num_bins(num_bins)
         self.num_classes = num_classes
         self.num_bins = num_bins
-        # Row 0 is the winning class, rows 1..K the classes. Counts are float64 as well: exact up to 2^53 voxels.
-        self._count = torch.zeros(num_classes + 1, num_bins, dtype=torch.float64)
-        self._prob_sum = torch.zeros_like(self._count)
-        self._hit_sum = torch.zeros_like(self._count)
+        # Counts, sums of probabilities and hits; row 0 is the winning class, rows 1..K the classes. Counts in float64 are exact
+        # up to 2^53 voxels.
+        self._table = torch.zeros(3, num_classes + 1, num_bins, dtype=torch.float64)
+        # Of all blocks counted on a GPU: see _limits. They are looked at when a figure is asked for.
+        self._limits: torch.Tensor | None = None
 
     def update(self, probs: torch.Tensor, target: torch.Tensor, mask: torch.Tensor | None = None) -> CalibrationBins:
-        """Count the voxels of a batch; a mask that selects none adds nothing. Returns itself."""
+        """Count the voxels of a batch; a mask that selects none adds nothing. Returns itself.
+
+        On a GPU nothing here waits for it; values out of range are reported when a figure is asked for.
+        """
+        return self._update(probs, target, mask, classwise=True)
+
+    def _update(self, probs: torch.Tensor, target: torch.Tensor, mask: torch.Tensor | None, classwise: bool) -> CalibrationBins:
         probs, target, mask = _checked(probs, target, mask)
         if probs.shape[1] != self.num_classes:
             raise ValueError(f"probs: got {probs.shape[1]} classes, expected num_classes={self.num_classes}")
-        tables = [table.to(probs.device) for table in (self._count, self._prob_sum, self._hit_sum)]
-        for block_probs, block_target in _blocks(probs, target, mask):
-            self._add(block_probs, block_target, tables)
-        self._count, self._prob_sum, self._hit_sum = tables
+        # A table of its own, so that a block with bad values leaves the old one as it was.
+        counter = _Counter(self.num_classes if classwise else 0, self.num_bins, probs.device)
+        if probs.device.type == "cpu":
+            for block_probs, label in _selected(probs, target, mask):
+                counter.add(block_probs, label)
+        else:  # selecting voxels, or looking at their values, would make the host wait for the device
+            for block_probs, label, keep in _blocks(probs, target, mask):
+                if keep is not None:
+                    block_probs, label = torch.where(keep, block_probs, 1 / self.num_classes), label.masked_fill(~keep, 0)
+                limits = _limits(block_probs, label)
+                self._limits = limits if self._limits is None else torch.maximum(self._limits.to(limits), limits)
+                counter.add(block_probs, label.clamp(0, self.num_classes - 1), keep)
+        self._table = self._table.to(probs.device, copy=True)
+        self._table[:, : counter.rows] += counter.table()
         return self
-
-    def _add(self, probs: torch.Tensor, target: torch.Tensor, tables: list[torch.Tensor]) -> None:
-        """Add a block, probs (K, n) and target (n,), to the tables."""
-        confidence, winner = probs.max(dim=0)
-        values = torch.cat([confidence.unsqueeze(0), probs])
-        classes = torch.arange(self.num_classes, device=probs.device).unsqueeze(1)
-        hits = torch.cat([(winner == target).unsqueeze(0), classes == target])
-        edges = torch.linspace(0, 1, self.num_bins + 1, dtype=torch.float64)[1:-1].to(probs)
-        # bucketize with right=False gives edges[i-1] < p <= edges[i]; the outer edges are left out, so 0 and 1 stay inside.
-        bins = torch.bucketize(values, edges)
-        bins += self.num_bins * torch.arange(self.num_classes + 1, device=probs.device).unsqueeze(1)
-        bins = bins.flatten()
-        size = tables[0].numel()
-        shape = tables[0].shape
-        tables[0] += torch.bincount(bins, minlength=size).view(shape)
-        tables[1] += torch.bincount(bins, values.flatten().double(), minlength=size).view(shape)
-        tables[2] += torch.bincount(bins, hits.flatten().double(), minlength=size).view(shape)
 
     def merge(self, other: CalibrationBins) -> CalibrationBins:
         """Add the counts of another set of bins of the same form. Returns itself."""
@@ -108,35 +111,41 @@ class CalibrationBins:
             raise ValueError(
                 f"other: got {other.num_classes} classes and {other.num_bins} bins, expected {self.num_classes} and {self.num_bins}"
             )
-        self._count = self._count + other._count.to(self._count.device)
-        self._prob_sum = self._prob_sum + other._prob_sum.to(self._prob_sum.device)
-        self._hit_sum = self._hit_sum + other._hit_sum.to(self._hit_sum.device)
+        self._table = self._table + other._counted().to(self._table.device)
         return self
 
     def state_dict(self) -> dict[str, torch.Tensor]:
         """Counts and sums, (K + 1, num_bins) float64 each (row 0: winning class); they add up across processes."""
-        return {"count": self._count.clone(), "prob_sum": self._prob_sum.clone(), "hit_sum": self._hit_sum.clone()}
+        return {name: part.clone() for name, part in zip(self._NAMES, self._counted(), strict=True)}
 
     def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
         """Take over what :meth:`state_dict` gave."""
-        for name in ("count", "prob_sum", "hit_sum"):
-            if name not in state or state[name].shape != self._count.shape:
+        expected = tuple(self._table.shape[1:])
+        for name in self._NAMES:
+            if name not in state or state[name].shape != expected:
                 got = tuple(state[name].shape) if name in state else "nothing"
-                raise ValueError(f"state: got {got} for {name!r}, expected shape {tuple(self._count.shape)}")
-        self._count, self._prob_sum, self._hit_sum = (state[name].double().clone() for name in ("count", "prob_sum", "hit_sum"))
+                raise ValueError(f"state: got {got} for {name!r}, expected shape {expected}")
+        self._table = torch.stack([state[name].double() for name in self._NAMES])
+        self._limits = None
 
     @property
     def num_voxels(self) -> int:
         """Voxels counted so far."""
-        return int(self._count[0].sum())
+        return int(self._counted()[0, 0].sum())
+
+    def _counted(self) -> torch.Tensor:
+        """The table, once the values behind it are known to have been probabilities and labels."""
+        if self._limits is not None:
+            _raise_if_outside(self._limits, self.num_classes)
+            self._limits = None
+        return self._table
 
     def _gaps(self) -> tuple[torch.Tensor, torch.Tensor]:
         """|mean probability - hit rate| and counts, (K + 1, num_bins) on the CPU; the gap of an empty bin is 0."""
         if self.num_voxels == 0:
             raise ValueError("CalibrationBins: got no voxel (no update, or every mask was empty), expected at least one")
-        count = self._count.cpu()
-        gap = (self._prob_sum.cpu() - self._hit_sum.cpu()).abs() / count.clamp(min=1)
-        return gap, count
+        count, prob_sum, hits = self._counted().cpu()
+        return (prob_sum - hits).abs() / count.clamp(min=1), count
 
     def ece(self) -> float:
         """Expected calibration error: mean gap of the winning confidence, weighted by the voxels of a bin."""
@@ -163,15 +172,66 @@ class CalibrationBins:
         if class_index is not None and not 0 <= class_index < self.num_classes:
             raise ValueError(f"class_index: got {class_index}, expected 0..{self.num_classes - 1}")
         self._gaps()  # raises when nothing was counted
-        row = 0 if class_index is None else class_index + 1
-        count = self._count[row].cpu()
-        empty = torch.where(count > 0, count, torch.nan)
-        return Reliability(
-            np.linspace(0, 1, self.num_bins + 1),
-            count.long().numpy(),
-            (self._prob_sum[row].cpu() / empty).numpy(),
-            (self._hit_sum[row].cpu() / empty).numpy(),
-        )
+        count, prob_sum, hits = self._counted()[:, 0 if class_index is None else class_index + 1].cpu()
+        voxels = torch.where(count > 0, count, torch.nan)
+        edges = np.linspace(0, 1, self.num_bins + 1)
+        return Reliability(edges, count.long().numpy(), (prob_sum / voxels).numpy(), (hits / voxels).numpy())
+
+
+class _Counter:
+    """Fills bins block by block: row 0 for the winning class and, unless ``num_classes`` is 0, a row for each class.
+
+    Its buffers live as long as it does: fresh ones for every block would cost more than the arithmetic.
+    """
+
+    def __init__(self, num_classes: int, num_bins: int, device: torch.device) -> None:
+        self.rows = num_classes + 1
+        self.num_bins = num_bins
+        # Column 0 takes what is not to be counted; bins are numbered from 1.
+        shape = (self.rows, num_bins + 1)
+        self.counts = torch.zeros(shape, dtype=torch.int64, device=device)
+        self.hits = torch.zeros(shape, dtype=torch.int64, device=device)
+        self.prob_sums = torch.zeros(shape, dtype=torch.float64, device=device)
+        self.one = torch.ones((), dtype=torch.int64, device=device)
+        self.buffers: list[torch.Tensor] = []
+
+    def table(self) -> torch.Tensor:
+        """Counts, sums of probabilities and hits, (3, rows, num_bins) float64."""
+        return torch.stack([part[:, 1:].double() for part in (self.counts, self.prob_sums, self.hits)])
+
+    def add(self, probs: torch.Tensor, label: torch.Tensor, keep: torch.Tensor | None = None) -> None:
+        """Count a block, probs (K, n) and label (n,) within 0..K-1, or the part of it where keep is True."""
+        values, numbers, edges, bins, wide = self._buffers(probs)
+        confidence = torch.amax(probs, 0, keepdim=True, out=values[:1])
+        if self.rows > 1:
+            values[1:] = probs
+        self._number_bins(values, numbers, edges, bins)
+        if keep is not None:
+            bins.masked_fill_(~keep, 0)
+        wide.copy_(values)
+        self.counts.scatter_add_(1, bins, self.one.expand_as(bins))
+        self.prob_sums.scatter_add_(1, bins, wide)
+        hit_bins = bins[0] * _label_wins(probs, label, confidence)
+        self.hits[0].scatter_add_(0, hit_bins, self.one.expand_as(label))
+        if self.rows > 1:  # of the classes only the labelled one can be a hit
+            label_bins = bins[1:].gather(0, label.unsqueeze(0)).squeeze(0)
+            place = label_bins.add_(label, alpha=self.num_bins + 1)
+            self.hits[1:].view(-1).scatter_add_(0, place, self.one.expand_as(label))
+
+    def _buffers(self, probs: torch.Tensor) -> list[torch.Tensor]:
+        voxels = probs.shape[1]
+        if not self.buffers or self.buffers[0].shape[1] < voxels or self.buffers[0].dtype != probs.dtype:
+            types = (probs.dtype, probs.dtype, probs.dtype, torch.int64, torch.float64)
+            self.buffers = [torch.empty(self.rows, voxels, dtype=dtype, device=probs.device) for dtype in types]
+        return [buffer[:, :voxels] for buffer in self.buffers]
+
+    def _number_bins(self, values: torch.Tensor, numbers: torch.Tensor, edges: torch.Tensor, bins: torch.Tensor) -> None:
+        """The smallest b >= 1 with ``p <= b / num_bins``, to the last bit, in a tenth of the time of torch.bucketize."""
+        # ceil(p * num_bins), with a factor a little smaller, is b or b - 1; p - edge, rounded up, adds 1 just where p lies beyond.
+        torch.mul(values, self.num_bins * (1 - 2**-21), out=numbers).ceil_()
+        torch.div(numbers, self.num_bins, out=edges)
+        numbers.add_(torch.sub(values, edges, out=edges).ceil_())
+        bins.copy_(numbers.clamp_(1, self.num_bins))  # 0 and 1, and what rounding makes of 1, stay inside
 
 
 def expected_calibration_error(
@@ -182,7 +242,7 @@ def expected_calibration_error(
     Raises:
         ValueError: input not as the module docstring says, or a mask that selects no voxel.
     """
-    return CalibrationBins(_num_classes(probs), num_bins).update(probs, target, mask).ece()
+    return CalibrationBins(_num_classes(probs), num_bins)._update(probs, target, mask, classwise=False).ece()
 
 
 def classwise_calibration_error(
@@ -206,7 +266,7 @@ def adaptive_calibration_error(
     """
     _check_num_bins(num_bins)
     confidences, hits = [], []
-    for block_probs, block_target in _blocks(*_checked(probs, target, mask)):
+    for block_probs, block_target in _selected(*_checked(probs, target, mask)):
         confidence, winner = block_probs.max(dim=0)
         confidences.append(confidence)
         hits.append(winner == block_target)
@@ -223,7 +283,7 @@ def negative_log_likelihood(probs: torch.Tensor, target: torch.Tensor, mask: tor
         ValueError: input not as the module docstring says, or a mask that selects no voxel.
     """
     total, voxels = 0.0, 0
-    for block_probs, block_target in _blocks(*_checked(probs, target, mask)):
+    for block_probs, block_target in _selected(*_checked(probs, target, mask)):
         likelihood = block_probs.gather(0, block_target.unsqueeze(0)).clamp(min=torch.finfo(block_probs.dtype).tiny)
         total -= float(likelihood.double().log().sum())
         voxels += block_target.numel()
@@ -240,7 +300,7 @@ def brier_score(probs: torch.Tensor, target: torch.Tensor, mask: torch.Tensor | 
     Source: Brier, Monthly Weather Review 1950 (the multi-class sum, not divided by K).
     """
     total, voxels = 0.0, 0
-    for block_probs, block_target in _blocks(*_checked(probs, target, mask)):
+    for block_probs, block_target in _selected(*_checked(probs, target, mask)):
         one_hot = F.one_hot(block_target, block_probs.shape[0]).T
         total += float((block_probs.double() - one_hot).square().sum())
         voxels += block_target.numel()
@@ -371,6 +431,8 @@ def segmentation_scores(
 def _check_num_bins(num_bins: int) -> None:
     if num_bins < 1:
         raise ValueError(f"num_bins: got {num_bins}, expected at least 1")
+    if num_bins > 1 << 16:  # _number_bins needs bins far wider than the spacing of float32
+        raise ValueError(f"num_bins: got {num_bins}, expected at most {1 << 16}")
 
 
 def _num_classes(probs: torch.Tensor) -> int:
@@ -410,40 +472,59 @@ def _checked(
     return probs.detach(), target, mask
 
 
-def _blocks(probs: torch.Tensor, target: torch.Tensor, mask: torch.Tensor | None) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """The counted voxels in blocks, probs (K, n) and target (n,) int64, their values checked."""
+def _blocks(
+    probs: torch.Tensor, target: torch.Tensor, mask: torch.Tensor | None
+) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]]:
+    """The voxels in blocks: probs (K, n) float32 or float64, label (n,) int64 and, with a mask, which of them count (n,)."""
     if probs.dim() == 2:  # (N, K): one row a voxel
         probs, target = probs.T.unsqueeze(0), target.unsqueeze(0)
         mask = None if mask is None else mask.unsqueeze(0)
-    num_classes = probs.shape[1]
+    step = max(1, min(_BLOCK_VOXELS, _BLOCK_VALUES // probs.shape[1]))
     for sample in range(probs.shape[0]):
-        sample_probs = probs[sample].flatten(1) if probs.dim() > 2 else probs[sample]
-        sample_target = target[sample].flatten()
+        sample_probs, sample_target = probs[sample].flatten(1), target[sample].flatten()
         sample_mask = None if mask is None else mask[sample].flatten()
-        for start in range(0, sample_target.numel(), _BLOCK):
-            block_probs = sample_probs[:, start : start + _BLOCK]
-            block_target = sample_target[start : start + _BLOCK].long()
-            if sample_mask is not None:
-                keep = sample_mask[start : start + _BLOCK]
-                block_probs, block_target = block_probs[:, keep], block_target[keep]
-            if block_target.numel() == 0:
-                continue
-            if block_probs.dtype in (torch.float16, torch.bfloat16):
-                block_probs = block_probs.float()
-            _check_values(block_probs, block_target, num_classes)
-            yield block_probs, block_target
+        for start in range(0, sample_target.numel(), step):
+            part = slice(start, start + step)
+            block = sample_probs[:, part]
+            block = block.float() if block.dtype in (torch.float16, torch.bfloat16) else block
+            yield block, sample_target[part].long(), None if sample_mask is None else sample_mask[part]
 
 
-def _check_values(probs: torch.Tensor, target: torch.Tensor, num_classes: int) -> None:
-    lowest, highest = probs.aminmax()
+def _selected(probs: torch.Tensor, target: torch.Tensor, mask: torch.Tensor | None) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """The voxels that count in blocks, probs (K, n) and label (n,), their values checked."""
+    for block_probs, label, keep in _blocks(probs, target, mask):
+        if keep is not None:
+            block_probs, label = block_probs[:, keep], label[keep]
+        if label.numel():
+            _raise_if_outside(_limits(block_probs, label), block_probs.shape[0])
+            yield block_probs, label
+
+
+def _limits(probs: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
+    """What has to stay small, float64: -lowest and highest probability, how far sums are off 1, -lowest and highest label."""
+    low, high = probs.aminmax()
+    low_label, high_label = label.aminmax()
+    off = (probs.sum(0) - 1).abs_().max()
+    return torch.stack([-low.double(), high.double(), off.double(), -low_label.double(), high_label.double()])
+
+
+def _raise_if_outside(limits: torch.Tensor, num_classes: int) -> None:
+    minus_low, high, off, minus_low_label, high_label = limits.tolist()
     # The tolerance lets probabilities of bfloat16 networks through and still catches logits.
-    off = (probs.sum(dim=0) - 1).abs().max()
-    if not (lowest >= 0 and highest <= 1 + 1e-5 and off <= 2e-2):
+    if not (minus_low <= 0 and high <= 1 + 1e-5 and off <= 2e-2):
         raise ValueError(
-            f"probs: got values {lowest.item():.4g}..{highest.item():.4g} with sums off 1 by up to {off.item():.4g}, "
+            f"probs: got values {-minus_low:.4g}..{high:.4g} with sums off 1 by up to {off:.4g}, "
             f"expected probabilities that sum to 1 over dimension 1 (a softmax of the logits, without NaN)"
         )
-    lowest_label, highest_label = target.aminmax()
-    if lowest_label < 0 or highest_label >= num_classes:
-        wrong = lowest_label if lowest_label < 0 else highest_label
-        raise ValueError(f"target: got label {wrong.item()}, expected 0..{num_classes - 1}; mask out the voxels that do not count")
+    if minus_low_label > 0 or high_label >= num_classes:
+        wrong = int(-minus_low_label if minus_low_label > 0 else high_label)
+        raise ValueError(f"target: got label {wrong}, expected 0..{num_classes - 1}; mask out the voxels that do not count")
+
+
+def _label_wins(probs: torch.Tensor, label: torch.Tensor, confidence: torch.Tensor) -> torch.Tensor:
+    """Where the label is the arg-max, the first of several equal ones, (n,)."""
+    if probs.device.type == "cpu":  # there a max with its index takes ten times as long as one without
+        losers = (probs - confidence).sign_().sum(dtype=torch.float64)
+        if losers == label.numel() * (1 - probs.shape[0]):  # no voxel has two winners
+            return (probs.gather(0, label.unsqueeze(0)) == confidence).squeeze(0)
+    return probs.argmax(0) == label

@@ -82,6 +82,54 @@ def test_bins_are_right_closed_and_hold_their_ends():
     assert count.tolist() == [2, 2, 0, 0, 1]
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("num_bins", [1, 2, 3, 7, 10, 15, 49, 100, 1000])
+def test_bins_are_exact_at_every_edge(num_bins, dtype):
+    edges = (torch.arange(num_bins + 1, dtype=torch.float64) / num_bins).to(dtype)
+    ends = torch.tensor([0.0, 1.0], dtype=dtype)
+    around = torch.cat([edges, torch.nextafter(edges, ends[:1]), torch.nextafter(edges, ends[1:]), torch.rand(1000).to(dtype)])
+    probs = torch.stack([around, 1 - around], dim=1)
+    counted = CalibrationBins(2, num_bins).update(probs, torch.zeros(len(around), dtype=torch.long))
+    expected = torch.bincount(torch.bucketize(around, edges[1:-1]), minlength=num_bins)
+    assert counted.reliability(class_index=0).count.tolist() == expected.tolist()
+
+
+def test_of_equal_probabilities_the_first_class_is_the_prediction():
+    probs = torch.full((1, 4, 400), 0.25)
+    target = torch.arange(400).view(1, 400) % 4
+    diagram = CalibrationBins(4).update(probs, target).reliability()
+    assert diagram.accuracy[3] == 0.25  # a quarter of the labels is class 0
+    probs[0, :, 0] = torch.tensor([0.1, 0.4, 0.4, 0.1])  # one tie among others
+    target[0, 0] = 2
+    assert CalibrationBins(4).update(probs[..., :1], target[..., :1]).reliability().accuracy[5] == 0
+
+
+def test_bad_values_leave_the_bins_as_they_were():
+    probs, target = make_predictions(200_000)  # several blocks
+    bins = CalibrationBins(4).update(probs, target)
+    before = bins.state_dict()
+    target[0, -1] = 7
+    with pytest.raises(ValueError, match="target: got label 7"):
+        bins.update(probs, target)
+    assert all(torch.equal(bins.state_dict()[name], before[name]) for name in before)
+
+
+def test_counting_as_on_a_gpu():
+    """There masked voxels stay in the block, and bad values are reported only when a figure is asked for."""
+    from mbls.metrics import _Counter, _limits
+
+    probs, target = make_predictions(10_000)
+    keep = torch.arange(10_000) % 3 > 0
+    counter = _Counter(4, 15, probs.device)
+    counter.add(probs[0], target[0], keep)
+    expected = CalibrationBins(4).update(probs, target, keep.unsqueeze(0)).state_dict()
+    torch.testing.assert_close(counter.table(), torch.stack(list(expected.values())), rtol=1e-14, atol=0)
+    bins = CalibrationBins(4).update(probs, target)
+    bins._limits = torch.maximum(_limits(probs[0], target[0]), _limits(3 * probs[0], target[0]))
+    with pytest.raises(ValueError, match="probs: got values"):
+        bins.ece()
+
+
 def test_perfect_forecaster_has_no_error_and_a_sharper_one_has():
     perfect, target = make_predictions(400_000, sharpen=1.0)
     sharp, _ = make_predictions(400_000, sharpen=2.0)
