@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 
+import torch
 from lightning_fabric import Fabric
+from torch import nn
 
-__all__ = ["make_fabric"]
+__all__ = ["make_fabric", "set_memory_format"]
 
 
 def make_fabric(precision: str = "32-true", accelerator: str = "auto") -> Fabric:
@@ -26,3 +28,12 @@ def make_fabric(precision: str = "32-true", accelerator: str = "auto") -> Fabric
         fabric = Fabric(accelerator=accelerator, devices=1, precision=precision)
     fabric.launch()
     return fabric
+
+
+def set_memory_format(model: nn.Module, fabric: Fabric) -> None:
+    """Lay the weights of a 2-D network out as the device's convolutions like them best; values and shapes stay as they are.
+
+    On a CPU that is channels last, which takes a third off a training step (benchmarks/training_step.py).
+    """
+    if fabric.device.type == "cpu":
+        model.to(memory_format=torch.channels_last)

@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 
 from mbls.acdc import CLASS_NAMES, SliceDataset, VolumeSlices
 from mbls.constraints import logit_distances
-from mbls.devices import make_fabric
+from mbls.devices import make_fabric, set_memory_format
 from mbls.metrics import (
     CalibrationBins,
     adaptive_calibration_error,
@@ -178,6 +178,7 @@ def predict_volumes(
 ) -> Iterator[tuple[VolumeSlices, torch.Tensor, torch.Tensor]]:
     """Each volume with its logits (N, K, H, W) float32 and labels (N, H, W) int64, on the CPU; the model is left in eval mode."""
     fabric = fabric or make_fabric()
+    set_memory_format(model, fabric)
     network = model if is_wrapped(model) else fabric.setup_module(model)
     network.eval()
     for volume in dataset.volumes if volumes is None else volumes:

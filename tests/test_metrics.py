@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from mbls.acdc import read_volume
 from mbls.metrics import (
     CalibrationBins,
     adaptive_calibration_error,
@@ -246,6 +247,23 @@ def test_segmentation_scores():
     assert scores["dsc"][2] == 0
     assert scores["hd95"][2] == math.inf  # LV in the prediction only
     assert set(segmentation_scores(prediction, target, 4, surface=False)) == {"dsc"}
+
+
+@pytest.mark.parametrize("spacing", [None, (10.0, 1.4, 1.7)])
+def test_surface_distances_are_monais(phantom_patients, spacing):
+    from monai.metrics import compute_average_surface_distance, compute_hausdorff_distance
+
+    labels = torch.as_tensor(read_volume(phantom_patients[0], "ED").labels.astype(np.int64)).movedim(2, 0)
+    prediction = labels.roll((2, 1), (1, 2))
+    prediction[:, ::7] = labels[:, ::7]
+    scores = segmentation_scores(prediction, labels, 4, spacing)
+    one_hot = [torch.nn.functional.one_hot(volume, 4).movedim(-1, 0).unsqueeze(0) for volume in (prediction, labels)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # MONAI's, of its own deprecated arguments
+        hd95 = compute_hausdorff_distance(*one_hot, percentile=95, spacing=spacing)[0]
+        asd = compute_average_surface_distance(*one_hot, symmetric=True, spacing=spacing)[0]
+    assert scores["hd95"] == pytest.approx(hd95.tolist(), rel=1e-6)
+    assert scores["asd"] == pytest.approx(asd.tolist(), rel=1e-6)
 
 
 PROBS, TARGET = make_predictions(60)
