@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 export MPLBACKEND := agg
 
-.PHONY: lab test format clean
+.PHONY: lab test bench format clean
 
 lab: $(STAMP)
 	$(BIN)/python -m mbls phantom --if-missing
@@ -18,6 +18,9 @@ test: $(STAMP)
 	$(BIN)/python -m pytest
 	$(BIN)/python -m mbls phantom
 	MBLS_DATA=$(CURDIR)/data/phantom $(BIN)/python -m pytest --nbval --nbval-current-env notebooks
+
+bench: $(STAMP)
+	$(BIN)/python -m benchmarks
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix .

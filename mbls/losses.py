@@ -40,10 +40,9 @@ def _block_voxels(device: torch.device, num_classes: int) -> int:
     """Voxels that the fused forms work on at once."""
     if device.type != "cpu":  # every block costs launches, and is there only to bound the memory
         return 1 << 24
-    # Intermediate results should stay in the cache, and every thread should get a share of each step: torch gives a thread
-    # 32,768 elements at least.
+    # 2 MiB a thread and intermediate result, which a cache holds; smaller blocks cost more in starting the threads than they save.
     threads = max(2, torch.get_num_threads())
-    return max(1, min(threads << 15, (threads << 19) // num_classes))
+    return max(1, min(threads << 16, (threads << 19) // num_classes))
 
 
 class _VoxelLoss(_Loss):
@@ -530,14 +529,17 @@ class WithDice(_Loss):
         self.dice = DiceLoss()
 
     def forward(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        first = self.loss(logits, target)  # which has checked the target
-        target = target.reshape(logits.shape[:1] + logits.shape[2:]).long()
-        keep = target != self.loss.ignore_index
-        one_hot = F.one_hot(torch.where(keep, target, 0), logits.shape[1]).movedim(-1, 1)
-        keep = keep.unsqueeze(1)
+        first = self.loss(logits, target)
+        target, keep = _checked_target(logits, target, self.loss.ignore_index)
         with torch.autocast(logits.device.type, enabled=False):
             probs = logits.softmax(dim=1, dtype=torch.promote_types(logits.dtype, torch.float32))
-            return first + self.dice(probs * keep, one_hot * keep)
+            if keep is None:
+                one_hot = torch.zeros_like(probs).scatter_(1, target.unsqueeze(1), 1)
+            else:
+                keep = keep.unsqueeze(1)
+                one_hot = torch.zeros_like(probs).scatter_(1, target.unsqueeze(1).masked_fill(~keep, 0), 1) * keep
+                probs = probs * keep
+            return first + self.dice(probs, one_hot)
 
 
 class AlphaSchedule:

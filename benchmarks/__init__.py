@@ -1,0 +1,1 @@
+"""How fast mbls is beside its peers: ``make bench``, or ``python -m benchmarks``."""
