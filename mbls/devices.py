@@ -33,7 +33,7 @@ def make_fabric(precision: str = "32-true", accelerator: str = "auto") -> Fabric
 def set_memory_format(model: nn.Module, fabric: Fabric) -> None:
     """Lay the weights of a 2-D network out as the device's convolutions like them best; values and shapes stay as they are.
 
-    On a CPU that is channels last, which takes a third off a training step (benchmarks/training_step.py).
+    On a CPU that is channels last, which takes about a sixth off a training step (benchmarks/RESULTS.md).
     """
     if fabric.device.type == "cpu":
         model.to(memory_format=torch.channels_last)
