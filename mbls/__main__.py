@@ -1,14 +1,24 @@
-"""``python -m mbls phantom | download | check | train | compare``: the package from the shell. ``--help`` after each says more."""
+"""``python -m mbls phantom | download | check | train | compare | merge``: the package from the shell.
+
+``--help`` after each says more.
+"""
 
 from __future__ import annotations
 
 import argparse
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run a command; returns the exit status: 0 fine, 1 problems found by ``check``, 2 an error in the arguments or the data."""
+    """Run a command; returns the exit status.
+
+    0: fine; 1: ``check`` found problems, ``merge`` unfinished runs; 2: an error in the arguments or the data.
+    """
     options = _parser().parse_args(arguments)
     try:
         return options.run(options)
@@ -71,17 +81,35 @@ def _train(options: argparse.Namespace) -> int:
 
 def _compare(options: argparse.Namespace) -> int:
     from mbls.devices import make_fabric
-    from mbls.experiments import compare, find_data, sweep
+    from mbls.experiments import compare, find_data, parse_shard, sweep
 
+    shard = None if options.shard is None else parse_shard(options.shard)
     base = _experiment(options, "ce", 0)
     seeds = [int(seed) for seed in options.seeds.split(",")]
     fabric = make_fabric(options.precision, options.accelerator)
-    table = compare(sweep(base, options.losses.split(","), seeds), find_data(options.data), options.out, fabric)
+    experiments = sweep(base, options.losses.split(","), seeds)
+    table = compare(experiments, find_data(options.data), options.out, fabric, shard=shard)
     if fabric.global_rank == 0:
-        shown = ["loss", "seed", "dsc", "hd95", "ece", "cece", "ece_fg", "cece_fg", "nll", "mean_distance", "train_seconds"]
-        print(table[[name for name in shown if name in table]].round(4).to_string(index=False))
-        print(Path(options.out) / "results.csv")
+        _print_table(table)
+        print(options.out / "results.csv" if shard is None else f"when all shards are done: python -m mbls merge {options.out}")
     return 0
+
+
+def _merge(options: argparse.Namespace) -> int:
+    from mbls.results import merge
+
+    out = options.out or options.folders[0]
+    table, unfinished = merge(options.folders, out)
+    _print_table(table)
+    print(out / "results.csv")
+    for name in unfinished:
+        print(f"unfinished: {name}", file=sys.stderr)
+    return 1 if unfinished else 0
+
+
+def _print_table(table: pd.DataFrame) -> None:
+    shown = ["loss", "seed", "dsc", "hd95", "ece", "cece", "ece_fg", "cece_fg", "nll", "mean_distance", "train_seconds"]
+    print(table[[name for name in shown if name in table]].round(4).to_string(index=False))
 
 
 def _experiment(options: argparse.Namespace, loss: str, seed: int):
@@ -174,7 +202,13 @@ def _parser() -> argparse.ArgumentParser:
     compare = commands.add_parser("compare", parents=[run], help="train and judge several networks, one table")
     compare.add_argument("--losses", required=True, help="e.g. ce,ls,mbls:margin=3,mbls:margin=5:alpha=0.2")
     compare.add_argument("--seeds", default="0", help="e.g. 0,1,2")
+    compare.add_argument("--shard", help="i/n: only every n-th run from the i-th on, e.g. 2/4 in the second of four jobs")
     compare.set_defaults(run=_compare)
+
+    merge = commands.add_parser("merge", help="one table of the runs that the shards of a comparison made")
+    merge.add_argument("folders", type=Path, nargs="+", help="the --out of the jobs")
+    merge.add_argument("--out", type=Path, help="folder for the table (default: the first folder)")
+    merge.set_defaults(run=_merge)
     return parser
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import json
 import os
-import platform
 import re
 import time
 from collections.abc import Callable, Iterable
@@ -13,9 +12,6 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import lightning_fabric
-import monai
-import numpy as np
 import pandas as pd
 import torch
 from lightning_fabric import Fabric
@@ -27,7 +23,8 @@ from mbls.devices import make_fabric
 from mbls.evaluation import Evaluation, evaluate
 from mbls.losses import build_loss
 from mbls.phantom import is_phantom, make_phantom
-from mbls.training import BEST, CHECKPOINT, FitSettings, fit, load_weights, written_whole
+from mbls.results import as_table, provenance, write_json, write_table, write_tables
+from mbls.training import BEST, CHECKPOINT, FitSettings, fit, load_weights
 from mbls.unet import UNet
 
 __all__ = [
@@ -42,6 +39,7 @@ __all__ = [
     "find_data",
     "load_data",
     "parse_loss",
+    "parse_shard",
     "run_experiment",
     "sweep",
 ]
@@ -268,7 +266,7 @@ def run_experiment(
         history = pd.read_csv(out / "history.csv")
     else:
         if out is not None and fabric.global_rank == 0:
-            _write_json(identity, out / "experiment.json")
+            write_json(identity, out / "experiment.json")
         result = fit(model, loss, data.train, data.val, experiment.fit, fabric, out, progress=progress)
         history = pd.DataFrame(result.history)
     evaluation = evaluate(model, data.test, fabric, experiment.surface, progress=progress)
@@ -286,24 +284,33 @@ def run_experiment(
             "train_seconds": round(float(history["seconds"].sum()), 1),
             "wall_seconds": round(time.perf_counter() - started, 1),
             "experiment": identity,
-            "provenance": _provenance(fabric),
+            "provenance": provenance(fabric),
         }
         if out is not None and fabric.global_rank == 0:
-            _write_table(history, out / "history.csv")
-            _write_table(pd.DataFrame(evaluation.volumes), out / "volumes.csv")
-            _write_table(evaluation.histograms(), out / "histograms.csv")
-            _write_json(row, done)
+            write_table(history, out / "history.csv")
+            write_table(pd.DataFrame(evaluation.volumes), out / "volumes.csv")
+            write_table(evaluation.histograms(), out / "histograms.csv")
+            write_json(row, done)
     fabric.barrier()
     return Run(row, model, evaluation, history)
 
 
 def compare(
-    experiments: Iterable[Experiment], root: str | Path, out: str | Path, fabric: Fabric | None = None, progress: bool = True
+    experiments: Iterable[Experiment],
+    root: str | Path,
+    out: str | Path,
+    fabric: Fabric | None = None,
+    progress: bool = True,
+    shard: tuple[int, int] | None = None,
 ) -> pd.DataFrame:
     """Run experiments one after the other; each in its own folder under ``out``, all in ``results.csv``, ``results.json`` and
     ``histograms.csv`` there.
 
     The three files are rewritten after each run, so what is finished is never lost, and calling it again goes on where it stopped.
+
+    Args:
+        shard: (i, n) runs every n-th experiment from the i-th on, for n independent jobs that may share ``out``. They leave the
+            three files alone; :func:`mbls.results.merge` makes them when the jobs are done.
 
     Raises:
         ValueError: two experiments of the same name (their folders would collide); else as :func:`run_experiment`.
@@ -318,36 +325,33 @@ def compare(
         build_loss(name, NUM_CLASSES, **options)
     fabric = fabric or make_fabric()
     out = Path(out)
-    rows, histograms = [], []
+    if shard is not None:
+        experiments = experiments[shard[0] - 1 :: shard[1]]
+    runs = []
     for experiment in experiments:
         run = run_experiment(experiment, root, out / experiment.name, fabric, progress)
-        rows.append(run.row)
-        names = {"loss": experiment.loss, "model": experiment.model, "seed": experiment.fit.seed}
-        histograms.append(run.evaluation.histograms().assign(**names))
-        if fabric.global_rank == 0:
-            _write_json(rows, out / "results.json")
-            _write_table(_flat(rows), out / "results.csv")
-            _write_table(pd.concat(histograms), out / "histograms.csv")
-    return _flat(rows)
+        runs.append((run.row, run.evaluation.histograms()))
+        if shard is None and fabric.global_rank == 0:
+            write_tables(runs, out)
+    return as_table([row for row, _ in runs])
+
+
+def parse_shard(text: str) -> tuple[int, int]:
+    """ "2/4" -> (2, 4), the second of four jobs.
+
+    Raises:
+        ValueError: anything but i/n with 1 <= i <= n.
+    """
+    match = re.fullmatch(r"(\d+)/(\d+)", text)
+    if not match or not 1 <= int(match[1]) <= int(match[2]):
+        raise ValueError(f"shard: got {text!r}, expected i/n with 1 <= i <= n, e.g. 2/4")
+    return int(match[1]), int(match[2])
 
 
 def sweep(base: Experiment, losses: Iterable[str], seeds: Iterable[int] = (0,)) -> list[Experiment]:
     """The experiments of a comparison: every loss with every seed, all else as in ``base``."""
     seeds = list(seeds)
     return [replace(base, loss=loss, fit=replace(base.fit, seed=seed)) for loss in losses for seed in seeds]
-
-
-def _flat(rows: list[dict[str, Any]]) -> pd.DataFrame:
-    """One column a figure; configuration and provenance spread over columns that begin with their names."""
-    table = []
-    for row in rows:
-        flat = {key: value for key, value in row.items() if key not in ("experiment", "provenance")}
-        for key, value in row["experiment"].items():
-            parts = value.items() if isinstance(value, dict) else [(None, value)]
-            flat |= {f"config_{key}" if part is None else f"config_{key}_{part}": entry for part, entry in parts}
-        flat |= {f"made_{key}": value for key, value in row["provenance"].items()}
-        table.append(flat)
-    return pd.DataFrame(table)
 
 
 def _refuse_another(path: Path, identity: dict[str, Any]) -> None:
@@ -363,34 +367,3 @@ def _refuse_another(path: Path, identity: dict[str, Any]) -> None:
     different = [name for name in wanted if recorded.get(name) != wanted[name]]
     if different:
         raise ValueError(f"{path}: is of another experiment ({', '.join(different)} differ); name another folder")
-
-
-def _provenance(fabric: Fabric) -> dict[str, Any]:
-    device = fabric.device
-    named = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type}, {torch.get_num_threads()} threads"
-    return {
-        "device": named,
-        "processes": fabric.world_size,
-        "precision": str(fabric._precision.precision),
-        "python": platform.python_version(),
-        "mbls": mbls.__version__,
-        "torch": torch.__version__,
-        "monai": monai.__version__,
-        "numpy": np.__version__,
-        "lightning_fabric": lightning_fabric.__version__,
-        "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-    }
-
-
-def _write_table(table: pd.DataFrame, path: Path) -> None:
-    _write_text(table.to_csv(index=False), path)
-
-
-def _write_json(value: Any, path: Path) -> None:
-    _write_text(json.dumps(value, indent=1) + "\n", path)
-
-
-def _write_text(text: str, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with written_whole(path) as part:
-        part.write_text(text)

@@ -1,6 +1,10 @@
 """Comparing losses: names, backbones, rows with provenance, resuming, the command line."""
 
 import json
+import os
+import shutil
+import subprocess
+import sys
 from dataclasses import replace
 
 import pandas as pd
@@ -9,9 +13,21 @@ import torch
 
 from mbls import experiments
 from mbls.__main__ import main
-from mbls.experiments import MODELS, Experiment, build_model, compare, data_name, find_data, parse_loss, run_experiment, sweep
+from mbls.experiments import (
+    MODELS,
+    Experiment,
+    build_model,
+    compare,
+    data_name,
+    find_data,
+    parse_loss,
+    parse_shard,
+    run_experiment,
+    sweep,
+)
 from mbls.losses import LOSSES
 from mbls.phantom import is_phantom
+from mbls.results import merge
 from mbls.training import FitSettings
 
 SMALL = Experiment(
@@ -23,6 +39,7 @@ SMALL = Experiment(
     patients=(2, 1, 1),
     fit=FitSettings(epochs=1, batch_size=16),
 )
+COMMON = ["--size", "32", "--crop", "128", "--base-channels", "4", "--levels", "3", "--patients", "2,1,1", "--epochs", "1"]
 
 
 @pytest.mark.parametrize(("name", "channels"), [("unet", 4), ("attention_unet", 4), ("unet++", 4), ("swin_unetr", 12)])
@@ -90,6 +107,65 @@ def test_compare_writes_tidy_rows_with_provenance(phantom_root, tmp_path):
     assert again["wall_seconds"].tolist() == table["wall_seconds"].tolist()
 
 
+def test_shards_in_separate_processes_make_the_table_of_one(phantom_root, tmp_path):
+    options = ["--losses", "ce,mbls:margin=2", "--seeds", "0,1", "--data", str(phantom_root), *COMMON, "--no-surface"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}  # two processes with two threads each would wait for each other
+
+    def start(out, *shard):
+        command = [sys.executable, "-m", "mbls", "compare", *options, "--out", str(out), *shard]
+        return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+    jobs = [start(tmp_path / "shared", "--shard", f"{index}/2") for index in (1, 2)]
+    for job in jobs:
+        shown, errors = job.communicate(timeout=300)
+        assert job.returncode == 0, errors
+        assert f"python -m mbls merge {tmp_path / 'shared'}" in shown
+    assert not (tmp_path / "shared" / "results.csv").exists()
+    one = start(tmp_path / "one")
+    one.communicate(timeout=300)
+    assert one.returncode == 0
+    assert main(["merge", str(tmp_path / "shared"), "--out", str(tmp_path / "merged")]) == 0
+    for file in ("results.csv", "histograms.csv"):
+        merged, expected = (pd.read_csv(tmp_path / folder / file) for folder in ("merged", "one"))
+        timed = [column for column in expected if "seconds" in column or "finished" in column]
+        pd.testing.assert_frame_equal(merged.drop(columns=timed), expected.drop(columns=timed))
+
+
+def test_merge_says_what_is_missing_or_does_not_fit(phantom_root, tmp_path, capsys):
+    compare(sweep(SMALL, ["ce"]), phantom_root, tmp_path / "first", progress=False, shard=(1, 1))
+    begun = tmp_path / "first" / "ls-seed0"
+    begun.mkdir()
+    (begun / "experiment.json").write_text("{}")
+    assert main(["merge", str(tmp_path / "first")]) == 1
+    assert "unfinished: ls-seed0" in capsys.readouterr().err
+    assert pd.read_csv(tmp_path / "first" / "results.csv")["loss"].tolist() == ["ce"]
+    shutil.copytree(tmp_path / "first", tmp_path / "second")
+    with pytest.raises(ValueError, match=r"second.ce-seed0: got the run ce-seed0 a second time \(first in .*first\)"):
+        merge([tmp_path / "first", tmp_path / "second"], tmp_path)
+    other = tmp_path / "second" / "ce-seed0"
+    row = json.loads((other / "result.json").read_text())
+    row["experiment"]["data_fingerprint"] = "another"
+    (other / "result.json").write_text(json.dumps(row))
+    other.rename(tmp_path / "second" / "ce-seed1")
+    with pytest.raises(ValueError, match="runs on different data"):
+        merge([tmp_path / "first", tmp_path / "second"], tmp_path)
+    (tmp_path / "second" / "ce-seed1" / "result.json").write_text("{")
+    with pytest.raises(ValueError, match="ce-seed1: cannot be read as a finished run"):
+        merge([tmp_path / "second"], tmp_path)
+    shutil.rmtree(tmp_path / "second" / "ce-seed1")
+    with pytest.raises(ValueError, match=r"no finished run \(1 begun\)"):
+        merge([tmp_path / "second"], tmp_path)
+    with pytest.raises(FileNotFoundError, match="third: missing"):
+        merge([tmp_path / "third"], tmp_path)
+    assert not (tmp_path / "results.csv").exists()
+
+
+@pytest.mark.parametrize("text", ["0/2", "3/2", "1", "1/0", "a/b", "-1/2"])
+def test_bad_shards(text):
+    with pytest.raises(ValueError, match="shard: got"):
+        parse_shard(text)
+
+
 def test_compare_stops_at_a_misspelt_loss_before_training(phantom_root, tmp_path, monkeypatch):
     monkeypatch.setattr(experiments, "run_experiment", lambda *arguments: pytest.fail("trained"))
     with pytest.raises(ValueError, match="name: got 'mbsl'"):
@@ -143,9 +219,6 @@ def test_find_data_takes_acdc_and_else_makes_the_phantom_once(tmp_path, monkeypa
     assert made == [tmp_path / "phantom"]
     (tmp_path / "acdc").mkdir()
     assert find_data() == tmp_path / "acdc"
-
-
-COMMON = ["--size", "32", "--crop", "128", "--base-channels", "4", "--levels", "3", "--patients", "2,1,1", "--epochs", "1"]
 
 
 def test_train_command(phantom_root, tmp_path, capsys):
