@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -103,11 +104,17 @@ class _Fused(torch.autograd.Function):
     """Values of the voxels by a loss's ``fused``, 0 where a voxel is ignored; the gradient is the one tensor that is kept."""
 
     @staticmethod
-    def forward(ctx, logits, target, keep, fused):
+    def forward(
+        ctx: Any,
+        logits: torch.Tensor,
+        target: torch.Tensor,
+        keep: torch.Tensor | None,
+        fused: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor],
+    ) -> torch.Tensor:
         ctx.shape = logits.shape
         batch, classes, voxels = logits.shape[0], logits.shape[1], target.shape[1:].numel()
         logits, label = logits.contiguous().view(batch, classes, voxels), target.reshape(batch, 1, voxels)
-        ignored = None if keep is None else ~keep.view(batch, 1, voxels)
+        ignored = None if keep is None else ~keep.reshape(batch, 1, voxels)
         values = logits.new_empty(label.shape)
         needed = ctx.needs_input_grad[0]
         step = _block_voxels(logits.device, classes)
@@ -129,7 +136,7 @@ class _Fused(torch.autograd.Function):
         return values.view(target.shape)
 
     @staticmethod
-    def backward(ctx, grad_output):
+    def backward(ctx: Any, grad_output: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
         if torch.is_grad_enabled():  # create_graph=True: what follows would be taken for a constant, silently
             raise RuntimeError(
                 "create_graph: the losses of mbls.losses compute their gradient in closed form and can be differentiated once; "

@@ -343,9 +343,11 @@ def test_layouts_of_memory_and_subclasses_agree():
 
     logits, target = make_batch((2, K, 8, 8))
     expected = None
+    target[0, :2] = -100
+    turned = target.transpose(1, 2).contiguous().transpose(1, 2)  # the same labels, another layout
     for values in (logits, logits.contiguous(memory_format=torch.channels_last), MetaTensor(logits)):
         values = values.clone().requires_grad_()
-        loss = MbLSLoss(1.0)(values, target)
+        loss = MbLSLoss(1.0)(values, target if expected is None else turned)
         loss.backward()
         expected = (loss, values.grad) if expected is None else expected
         torch.testing.assert_close(torch.as_tensor(loss), expected[0])
