@@ -19,13 +19,14 @@ def paired_ratios(contenders: dict[str, Work], reference: str, runs: int) -> dic
 
     Absolute times drift by half on a shared machine; the two halves of a pair drift together.
     """
-    ratios: dict[str, list[float]] = {name: [] for name in contenders}
+    others = [name for name in contenders if name != reference]
     for work in contenders.values():
         work()  # warm up
+    ratios: dict[str, list[float]] = {name: [] for name in others}
     for _ in range(runs):
-        for name, work in contenders.items():
-            ratios[name].append(seconds(work) / seconds(contenders[reference]))
-    return {name: 1.0 if name == reference else statistics.median(values) for name, values in ratios.items()}
+        for name in others:
+            ratios[name].append(seconds(contenders[name]) / seconds(contenders[reference]))
+    return {name: 1.0 if name == reference else statistics.median(ratios[name]) for name in contenders}
 
 
 def seconds(work: Work) -> float:

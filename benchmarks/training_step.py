@@ -18,14 +18,14 @@ NETWORKS = {
     "the paper's": (192, 32, 5, None, 4),
 }
 QUICK_NETWORKS = {"tiny": (32, 4, 3, "batch", 2)}
+FIT = "**channels last, fused Adam: what `fit` does**"
 #: Name: channels last, fused Adam, bfloat16.
 VARIANTS = {
     "float32, contiguous, Adam as it comes": (False, False, False),
     "channels last": (True, False, False),
-    "**channels last, fused Adam: what `fit` does**": (True, True, False),
+    FIT: (True, True, False),
     "the same with `--precision bf16-mixed`": (True, True, True),
 }
-FIT = "**channels last, fused Adam: what `fit` does**"
 #: Operations of the profile -> the row that they are added up in; what is not named here is "everything else".
 GROUPS = {
     "convolution": ("convolution",),

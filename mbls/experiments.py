@@ -337,7 +337,7 @@ def compare(
 
 
 def parse_shard(text: str) -> tuple[int, int]:
-    """ "2/4" -> (2, 4), the second of four jobs.
+    """The second of four jobs, "2/4", as (2, 4).
 
     Raises:
         ValueError: anything but i/n with 1 <= i <= n.

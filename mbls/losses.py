@@ -60,8 +60,9 @@ class _VoxelLoss(_Loss):
         """Loss of each voxel, (B, *spatial), from checked float logits and int64 targets; the caller masks ignored voxels."""
         raise NotImplementedError
 
-    #: ``fused(logits (b, K, n), label (b, 1, n), grad (b, K, n)) -> values (b, 1, n)``: :meth:`voxel_loss` of a block, and its
-    #: derivative in the logits written into ``grad``. None: there is only the plain form.
+    #: ``fused(below (b, K, n), label (b, 1, n), grad (b, K, n)) -> values (b, 1, n)``: :meth:`voxel_loss` of a block, from the
+    #: logits below the largest, -d, which it may overwrite; the derivative in the logits goes into ``grad``. None: there is only
+    #: the plain form.
     fused: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor] | None = None
 
     def __init_subclass__(cls) -> None:
@@ -124,12 +125,13 @@ class _Fused(torch.autograd.Function):
             for start in range(0, voxels, step):
                 block = (slice(row, row + samples), slice(None), slice(start, start + step))
                 part = label[block]
+                below = logits[block] - logits[block].amax(1, keepdim=True)
                 block_grad = grad[block] if needed else grad[: part.shape[0], :, : part.shape[2]]
                 if ignored is None:
-                    values[block] = fused(logits[block], part, block_grad)
+                    values[block] = fused(below, part, block_grad)
                 else:
                     skip = ignored[block]
-                    values[block] = fused(logits[block], part.masked_fill(skip, 0), block_grad).masked_fill_(skip, 0)
+                    values[block] = fused(below, part.masked_fill(skip, 0), block_grad).masked_fill_(skip, 0)
                     block_grad.masked_fill_(skip, 0)
         if needed:
             ctx.save_for_backward(grad)
@@ -195,7 +197,7 @@ def _raise_if_not_finite(loss: torch.Tensor, logits: torch.Tensor) -> None:
         raise ValueError(f"logits: got {bad} NaN or infinite values of {logits.numel()}, expected finite logits")
 
 
-# Parts of the fused forms. Their tensors are blocks: logits and grad (b, K, n), one value a voxel (b, 1, n).
+# Parts of the fused forms. Their tensors are blocks: below and grad (b, K, n), one value a voxel (b, 1, n).
 
 
 def _softmax(below: torch.Tensor, softmax: torch.Tensor) -> torch.Tensor:
@@ -226,9 +228,8 @@ class CrossEntropyLoss(_VoxelLoss):
     def voxel_loss(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         return -self._log_likelihood(F.log_softmax(logits, dim=1), target)
 
-    def fused(self, logits: torch.Tensor, label: torch.Tensor, grad: torch.Tensor) -> torch.Tensor:
+    def fused(self, below: torch.Tensor, label: torch.Tensor, grad: torch.Tensor) -> torch.Tensor:
         """Gradient ``s - y``."""
-        below = logits - logits.amax(1, keepdim=True)
         values = _softmax(below, grad) - below.gather(1, label)
         _subtract_label(grad, label)
         return values
@@ -258,13 +259,12 @@ class LabelSmoothingLoss(_VoxelLoss):
         log_probs = F.log_softmax(logits, dim=1)
         return -(1 - self.alpha) * self._log_likelihood(log_probs, target) - self.alpha * log_probs.mean(dim=1)
 
-    def fused(self, logits: torch.Tensor, label: torch.Tensor, grad: torch.Tensor) -> torch.Tensor:
+    def fused(self, below: torch.Tensor, label: torch.Tensor, grad: torch.Tensor) -> torch.Tensor:
         r"""Gradient :math:`s - (1-\alpha)\,y - \alpha/K`."""
-        below = logits - logits.amax(1, keepdim=True)
         values = _softmax(below, grad)
         values.sub_(below.gather(1, label), alpha=1 - self.alpha).sub_(below.mean(1, keepdim=True), alpha=self.alpha)
         _subtract_label(grad, label, 1 - self.alpha)
-        grad.sub_(self.alpha / logits.shape[1])
+        grad.sub_(self.alpha / below.shape[1])
         return values
 
 
@@ -291,11 +291,10 @@ class FocalLoss(_VoxelLoss):
         miss = (-torch.expm1(log_likelihood)).clamp(min=torch.finfo(logits.dtype).tiny)
         return -(miss**self.gamma) * log_likelihood
 
-    def fused(self, logits: torch.Tensor, label: torch.Tensor, grad: torch.Tensor) -> torch.Tensor:
+    def fused(self, below: torch.Tensor, label: torch.Tensor, grad: torch.Tensor) -> torch.Tensor:
         r"""Gradient :math:`c\,(s - y)` with :math:`c = (1-s_j)^\gamma - \gamma (1-s_j)^{\gamma-1} s_j \log s_j`."""
-        below = logits - logits.amax(1, keepdim=True)
         nll = _softmax(below, grad) - below.gather(1, label)
-        miss = (-torch.expm1(-nll)).clamp_(min=torch.finfo(logits.dtype).tiny)
+        miss = (-torch.expm1(-nll)).clamp_(min=torch.finfo(below.dtype).tiny)
         factor = miss**self.gamma
         weight = factor + self.gamma * miss ** (self.gamma - 1) * (1 - miss) * nll
         grad.mul_(weight)
@@ -327,9 +326,8 @@ class EntropyPenaltyLoss(_VoxelLoss):
         entropy = -(log_probs.exp() * log_probs).sum(dim=1)
         return -self._log_likelihood(log_probs, target) - self.alpha * entropy
 
-    def fused(self, logits: torch.Tensor, label: torch.Tensor, grad: torch.Tensor) -> torch.Tensor:
+    def fused(self, below: torch.Tensor, label: torch.Tensor, grad: torch.Tensor) -> torch.Tensor:
         r"""Gradient :math:`s - y - \alpha\,s\,(d - \sum_k s_k d_k)`; and :math:`H(s) = \sum_k s_k d_k + \log \sum_k e^{-d_k}`."""
-        below = logits - logits.amax(1, keepdim=True)
         log_total = _softmax(below, grad)
         values = log_total - below.gather(1, label)
         weighted = below.mul_(grad)  # -s d
@@ -381,11 +379,10 @@ class MbLSLoss(_VoxelLoss):
         penalty = excess if self.norm == "l1" else excess.square()
         return -self._log_likelihood(F.log_softmax(logits, dim=1), target) + self.alpha * penalty.mean(dim=1)
 
-    def fused(self, logits: torch.Tensor, label: torch.Tensor, grad: torch.Tensor) -> torch.Tensor:
+    def fused(self, below: torch.Tensor, label: torch.Tensor, grad: torch.Tensor) -> torch.Tensor:
         r"""Gradient :math:`s - y + \frac{\alpha}{K} p`: a violating class has :math:`p_k = -1` ("l2": :math:`-2\,(d_k - m)`), and
         the classes at the maximum share what makes the :math:`p_k` of a voxel sum to 0."""
-        weight = self.alpha / logits.shape[1]
-        below = logits - logits.amax(1, keepdim=True)  # -d
+        weight = self.alpha / below.shape[1]
         values = _softmax(below, grad) - below.gather(1, label)
         _subtract_label(grad, label)
         pull = F.softshrink(below, self.margin)  # -max(0, d - m): soft-shrinkage is the hinge, since -d <= 0
@@ -540,12 +537,10 @@ class WithDice(_Loss):
         target, keep = _checked_target(logits, target, self.loss.ignore_index)
         with torch.autocast(logits.device.type, enabled=False):
             probs = logits.softmax(dim=1, dtype=torch.promote_types(logits.dtype, torch.float32))
-            if keep is None:
-                one_hot = torch.zeros_like(probs).scatter_(1, target.unsqueeze(1), 1)
-            else:
-                keep = keep.unsqueeze(1)
-                one_hot = torch.zeros_like(probs).scatter_(1, target.unsqueeze(1).masked_fill(~keep, 0), 1) * keep
-                probs = probs * keep
+            inside = target if keep is None else target.masked_fill(~keep, 0)
+            one_hot = torch.zeros_like(probs).scatter_(1, inside.unsqueeze(1), 1)
+            if keep is not None:
+                probs, one_hot = probs * keep.unsqueeze(1), one_hot * keep.unsqueeze(1)
             return first + self.dice(probs, one_hot)
 
 

@@ -23,7 +23,7 @@ __all__ = ["as_table", "merge", "provenance", "write_json", "write_table", "writ
 
 
 def merge(folders: Iterable[str | Path], out: str | Path) -> tuple[pd.DataFrame, list[str]]:
-    """Gather the finished runs of several jobs into the three files that :func:`compare` writes, ordered by the runs' names.
+    """Gather the finished runs of several jobs into the three files that ``compare`` writes, ordered by the runs' names.
 
     Args:
         folders: where the jobs' ``out`` were; the same folder once if they shared it.
