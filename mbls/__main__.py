@@ -1,4 +1,4 @@
-"""``python -m mbls phantom | download | check | train | compare | merge``: the package from the shell.
+"""``python -m mbls phantom | download | check | train | compare | study | merge``: the package from the shell.
 
 ``--help`` after each says more.
 """
@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import pandas as pd
+    from lightning_fabric import Fabric
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -89,10 +91,35 @@ def _compare(options: argparse.Namespace) -> int:
     fabric = make_fabric(options.precision, options.accelerator)
     experiments = sweep(base, options.losses.split(","), seeds)
     table = compare(experiments, find_data(options.data), options.out, fabric, shard=shard)
+    return _finish(table, options.out, shard, fabric)
+
+
+def _finish(table: pd.DataFrame, out: Path, shard: tuple[int, int] | None, fabric: Fabric) -> int:
     if fabric.global_rank == 0:
         _print_table(table)
-        print(options.out / "results.csv" if shard is None else f"when all shards are done: python -m mbls merge {options.out}")
+        print(out / "results.csv" if shard is None else f"when all shards are done: python -m mbls merge {out}")
     return 0
+
+
+def _study(options: argparse.Namespace) -> int:
+    from mbls.devices import make_fabric
+    from mbls.experiments import compare, find_data, parse_shard
+    from mbls.study import PARTS, PROTOCOLS, study
+
+    shard = None if options.shard is None else parse_shard(options.shard)
+    protocol = PROTOCOLS[options.protocol]
+    if options.epochs is not None:
+        protocol = replace(protocol, base=replace(protocol.base, fit=replace(protocol.base.fit, epochs=options.epochs)))
+    if options.split is not None:
+        protocol = replace(protocol, base=replace(protocol.base, split=options.split))
+    only = PARTS if options.parts is None else options.parts.split(",")
+    experiments = study(protocol, [int(seed) for seed in options.seeds.split(",")], only)
+    if options.list:
+        print("\n".join(experiment.name for experiment in experiments))
+        return 0
+    fabric = make_fabric(options.precision, options.accelerator)
+    table = compare(experiments, find_data(options.data), options.out, fabric, shard=shard)
+    return _finish(table, options.out, shard, fabric)
 
 
 def _merge(options: argparse.Namespace) -> int:
@@ -108,7 +135,21 @@ def _merge(options: argparse.Namespace) -> int:
 
 
 def _print_table(table: pd.DataFrame) -> None:
-    shown = ["loss", "seed", "dsc", "hd95", "ece", "cece", "ece_fg", "cece_fg", "nll", "mean_distance", "train_seconds"]
+    shown = [
+        "loss",
+        "model",
+        "train_patients",
+        "seed",
+        "dsc",
+        "hd95",
+        "ece",
+        "cece",
+        "ece_fg",
+        "cece_fg",
+        "nll",
+        "mean_distance",
+        "train_seconds",
+    ]
     print(table[[name for name in shown if name in table]].round(4).to_string(index=False))
 
 
@@ -139,6 +180,7 @@ def _experiment(options: argparse.Namespace, loss: str, seed: int):
         augment=options.augment,
         patients=tuple(float(part) if "." in part else int(part) for part in parts),
         split_seed=options.split_seed,
+        split=options.split,
         fit=settings,
         surface=not options.no_surface,
     )
@@ -168,9 +210,17 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("root", type=Path)
     check.set_defaults(run=_check)
 
-    run = argparse.ArgumentParser(add_help=False)
-    run.add_argument("--data", type=Path, help="folder in the ACDC layout (default: $MBLS_DATA, data/acdc or the phantom)")
-    run.add_argument("--out", type=Path, required=True, help="folder for checkpoints and results")
+    place = argparse.ArgumentParser(add_help=False)
+    place.add_argument("--data", type=Path, help="folder in the ACDC layout (default: $MBLS_DATA, data/acdc or the phantom)")
+    place.add_argument("--out", type=Path, required=True, help="folder for checkpoints and results")
+    place.add_argument("--split", help="JSON file with the patients of train, val and test, e.g. data/acdc_split.json")
+    place.add_argument("--precision", default="32-true", help="32-true, bf16-mixed or 16-mixed")
+    place.add_argument("--accelerator", default="auto", help="auto, cpu or cuda")
+
+    many = argparse.ArgumentParser(add_help=False)
+    many.add_argument("--shard", help="i/n: only every n-th run from the i-th on, e.g. 2/4 in the second of four jobs")
+
+    run = argparse.ArgumentParser(add_help=False, parents=[place])
     run.add_argument("--model", default="unet", help="unet, attention_unet, unet++ or swin_unetr")
     run.add_argument("--base-channels", type=int, default=32)
     run.add_argument("--levels", type=int, default=5)
@@ -186,8 +236,6 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--learning-rate", type=float, default=1e-3)
     run.add_argument("--lr-step", type=int, default=50, help="epochs between divisions of the learning rate by 10")
     run.add_argument("--validate-every", type=int, default=1, help="epochs")
-    run.add_argument("--precision", default="32-true", help="32-true, bf16-mixed or 16-mixed")
-    run.add_argument("--accelerator", default="auto", help="auto, cpu or cuda")
     run.add_argument("--no-surface", action="store_true", help="leave out HD95 and ASD")
 
     train = commands.add_parser("train", parents=[run], help="train and judge one network")
@@ -199,11 +247,18 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--seed", type=int, default=0)
     train.set_defaults(run=_train)
 
-    compare = commands.add_parser("compare", parents=[run], help="train and judge several networks, one table")
+    compare = commands.add_parser("compare", parents=[run, many], help="train and judge several networks, one table")
     compare.add_argument("--losses", required=True, help="e.g. ce,ls,mbls:margin=3,mbls:margin=5:alpha=0.2")
     compare.add_argument("--seeds", default="0", help="e.g. 0,1,2")
-    compare.add_argument("--shard", help="i/n: only every n-th run from the i-th on, e.g. 2/4 in the second of four jobs")
     compare.set_defaults(run=_compare)
+
+    study = commands.add_parser("study", parents=[place, many], help="the paper's comparison on ACDC, all of it or some parts")
+    study.add_argument("--protocol", choices=("paper", "cpu"), default="paper", help="the paper's, for a GPU, or one for two cores")
+    study.add_argument("--parts", help="losses, margins, weights, few_patients, backbones (default: all)")
+    study.add_argument("--seeds", default="0,1,2")
+    study.add_argument("--epochs", type=int, help="another number than the protocol's, e.g. 2 to see whether all of it runs")
+    study.add_argument("--list", action="store_true", help="only print the names of the runs")
+    study.set_defaults(run=_study)
 
     merge = commands.add_parser("merge", help="one table of the runs that the shards of a comparison made")
     merge.add_argument("folders", type=Path, nargs="+", help="the --out of the jobs")

@@ -8,8 +8,10 @@ Data set: Bernard et al., IEEE TMI 37(11), 2018, doi 10.1109/TMI.2018.2837502, C
 
 from __future__ import annotations
 
+import copy
 import gzip
 import hashlib
+import json
 import re
 import zipfile
 import zlib
@@ -37,6 +39,7 @@ __all__ = [
     "check_patients",
     "find_patients",
     "fingerprint",
+    "read_split",
     "read_volume",
     "split_patients",
 ]
@@ -270,6 +273,38 @@ def split_patients(patients: Sequence[Patient], train: int | float, val: int | f
     return Split(ordered[:first], ordered[first:second], ordered[second:third])
 
 
+def read_split(path: str | Path, patients: Sequence[Patient]) -> Split:
+    """A split that is fixed in a file: JSON with the ids of "train", "val" and "test", each in the order to be used.
+
+    Args:
+        path: e.g. ``data/acdc_split.json``, whose training patients are ordered so that the first n are balanced by group.
+        patients: from :func:`find_patients`; those that the file does not name are left out.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: a file that is not such a JSON; a patient named twice; one that is not among ``patients``; no training patient.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"split: got {path}, expected a JSON file with the patients of train, val and test")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        named = [[str(name) for name in content[part]] for part in Split._fields]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f'{path}: cannot be read as a split ({error!r}), expected lists "train", "val" and "test"') from error
+    ids = [name for part in named for name in part]
+    twice = sorted({name for name in ids if ids.count(name) > 1})
+    if twice:
+        raise ValueError(f"{path}: got {', '.join(twice)} more than once, expected each patient once")
+    found = {patient.id: patient for patient in patients}
+    absent = [name for name in ids if name not in found]
+    if absent:
+        raise ValueError(f"{path}: names {len(absent)} patients that the data does not have ({', '.join(absent[:5])}, ...)")
+    if not named[0]:
+        raise ValueError(f"{path}: got no training patient, expected at least one")
+    return Split(*([found[name] for name in part] for part in named))
+
+
 class VolumeSlices(NamedTuple):
     """Where a volume's slices lie in a SliceDataset: ``[start:stop]``, apex or base first as in the file."""
 
@@ -345,6 +380,16 @@ class SliceDataset(Dataset):
 
     def __len__(self) -> int:
         return len(self.images)
+
+    def first_patients(self, number: int) -> SliceDataset:
+        """The slices of the first so many patients; views of this set's memory."""
+        kept = list(dict.fromkeys(volume.patient for volume in self.volumes))[:number]
+        part = copy.copy(self)
+        part.volumes = [volume for volume in self.volumes if volume.patient in kept]
+        stop = part.volumes[-1].stop
+        part.images, part.labels = self.images[:stop], self.labels[:stop]
+        part.probs = None if self.probs is None else self.probs[:stop]
+        return part
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
         image, label = self.images[index], self.labels[index]

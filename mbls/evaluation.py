@@ -26,12 +26,23 @@ from mbls.metrics import (
     region_mask,
     segmentation_scores,
 )
+from mbls.posthoc import TemperatureScaling
 
-__all__ = ["DISTANCE_EDGES", "Evaluation", "distance_counts", "evaluate", "predict_volumes"]
+__all__ = [
+    "CALIBRATION",
+    "DISTANCE_EDGES",
+    "REGIONS",
+    "Evaluation",
+    "distance_counts",
+    "evaluate",
+    "fit_temperature",
+    "predict_volumes",
+]
 
-#: Regions that calibration is judged over, with the ending of their columns; and the figures taken in each.
-_REGIONS = {"all": "", "foreground": "_fg"}
-_CALIBRATION = ("ece", "cece", "aece", "nll", "brier", "mean_distance")
+#: Regions that calibration is judged over, with the ending of their columns.
+REGIONS = {"all": "", "foreground": "_fg"}
+#: The figures taken in each region.
+CALIBRATION = ("ece", "cece", "aece", "nll", "brier", "mean_distance")
 
 #: Bins of the histogram of logit distances, in logits; the last one holds everything above.
 DISTANCE_EDGES = np.append(np.arange(0, 20, 0.25), np.inf)
@@ -67,11 +78,11 @@ class Evaluation:
                 figures[score] = float(found.mean()) if found.size else float("nan")
                 if score == "hd95":
                     figures["missed"] = int(np.isinf(values).sum())
-        for region, suffix in _REGIONS.items():
+        for region, suffix in REGIONS.items():
             weights = [row[f"voxels{suffix}"] for row in self.volumes]
             if sum(weights) == 0:
                 raise ValueError(f"volumes: got no {region} voxel in {len(self.volumes)} volumes, expected some")
-            for score in _CALIBRATION:
+            for score in CALIBRATION:
                 name = f"{score}{suffix}"
                 figures[name] = average_over_volumes([row[name] for row in self.volumes], weights)
         return figures
@@ -79,7 +90,7 @@ class Evaluation:
     def pooled(self) -> dict[str, float]:
         """ECE, CECE, ACE and MCE over all voxels of a region at once, as if they were one volume."""
         figures = {}
-        for region, suffix in _REGIONS.items():
+        for region, suffix in REGIONS.items():
             bins = self.bins[region]
             figures |= {f"{name}{suffix}": getattr(bins, name)() for name in ("ece", "cece", "ace", "mce")}
         return figures
@@ -88,7 +99,7 @@ class Evaluation:
         """The pooled histograms, a bin a row: region, kind ("confidence" or "distance"), low, high, count, and for confidence
         the bin's mean confidence and accuracy."""
         tables = []
-        for region in _REGIONS:
+        for region in REGIONS:
             confidence = self.bins[region].reliability()
             columns = {"low": confidence.edges[:-1], "high": confidence.edges[1:], "count": confidence.count}
             columns |= {"confidence": confidence.confidence, "accuracy": confidence.accuracy}
@@ -133,8 +144,8 @@ def evaluate(
     fabric = fabric or make_fabric()
     share = dataset.volumes[fabric.global_rank :: fabric.world_size]
     rows = []
-    bins = {region: CalibrationBins(len(CLASS_NAMES)) for region in _REGIONS}
-    counts = {region: np.zeros(len(DISTANCE_EDGES) - 1, dtype=np.int64) for region in _REGIONS}
+    bins = {region: CalibrationBins(len(CLASS_NAMES)) for region in REGIONS}
+    counts = {region: np.zeros(len(DISTANCE_EDGES) - 1, dtype=np.int64) for region in REGIONS}
     volumes = predict_volumes(model, dataset, fabric, share)
     for volume, logits, labels in tqdm(
         volumes, total=len(share), desc="evaluate", unit="volume", leave=False, disable=not progress
@@ -147,11 +158,11 @@ def evaluate(
             row |= {f"{score}_{name}": value for name, value in zip(CLASS_NAMES[1:], values, strict=True)}
         distances = logit_distances(logits)
         mean_distance = distances.mean(1)
-        for region, suffix in _REGIONS.items():
+        for region, suffix in REGIONS.items():
             mask = region_mask(labels, region)
             row[f"voxels{suffix}"] = int(mask.sum())
             if not mask.any():
-                row |= {f"{name}{suffix}": float("nan") for name in _CALIBRATION}
+                row |= {f"{name}{suffix}": float("nan") for name in CALIBRATION}
                 continue
             volume_bins = CalibrationBins(len(CLASS_NAMES)).update(probs, labels, mask)
             bins[region].merge(volume_bins)
@@ -171,6 +182,12 @@ def evaluate(
         order = {(volume.patient, volume.phase): place for place, volume in enumerate(dataset.volumes)}
         evaluation.volumes.sort(key=lambda row: order[row["patient"], row["phase"]])
     return evaluation
+
+
+def fit_temperature(model: nn.Module, dataset: SliceDataset, fabric: Fabric | None = None) -> TemperatureScaling:
+    """Temperature scaling fitted on all voxels of some volumes, normally the validation set; every process fits the same."""
+    parts = [(logits, labels) for _, logits, labels in predict_volumes(model, dataset, fabric)]
+    return TemperatureScaling().fit(torch.cat([logits for logits, _ in parts]), torch.cat([labels for _, labels in parts]))
 
 
 def predict_volumes(
@@ -193,7 +210,7 @@ def _gathered(evaluation: Evaluation, world_size: int) -> Evaluation:
     whole, *others = parts
     for other in others:
         whole.volumes += other.volumes
-        for region in _REGIONS:
+        for region in REGIONS:
             whole.bins[region].merge(other.bins[region])
             whole.distances[region] += other.distances[region]
     return whole

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import json
 import os
 import re
@@ -18,9 +19,9 @@ from lightning_fabric import Fabric
 from torch import nn
 
 import mbls
-from mbls.acdc import NUM_CLASSES, SliceDataset, augmentation, find_patients, fingerprint, split_patients
+from mbls.acdc import NUM_CLASSES, SliceDataset, augmentation, find_patients, fingerprint, read_split, split_patients
 from mbls.devices import make_fabric
-from mbls.evaluation import Evaluation, evaluate
+from mbls.evaluation import CALIBRATION, REGIONS, Evaluation, evaluate, fit_temperature
 from mbls.losses import build_loss
 from mbls.phantom import is_phantom, make_phantom
 from mbls.results import as_table, provenance, write_json, write_table, write_tables
@@ -136,6 +137,8 @@ class Experiment:
         model, base_channels, levels, norm: as :func:`build_model`.
         size, crop, scaling, augment: the slices, as :class:`mbls.acdc.SliceDataset`; augment adds :func:`mbls.acdc.augmentation`.
         patients: train, val, test as numbers (int) or fractions (float); split_seed chooses which.
+        split: a file as :func:`mbls.acdc.read_split` reads it, instead of patients and split_seed.
+        train_patients: only the first so many training patients; None takes all.
         fit: :class:`mbls.training.FitSettings`; its seed also makes the initial weights.
         surface: whether HD95 and ASD are computed.
     """
@@ -151,15 +154,18 @@ class Experiment:
     augment: bool = False
     patients: tuple[float, float, float] = (0.7, 0.1, 0.2)
     split_seed: int = 0
+    split: str | None = None
+    train_patients: int | None = None
     fit: FitSettings = field(default_factory=FitSettings)
     surface: bool = True
 
     @property
     def name(self) -> str:
-        """Folder name of the run, e.g. "mbls-margin5-seed0"."""
+        """Folder name of the run, e.g. "mbls-margin5-seed0", "ce-unet++-seed0", "ce-5patients-seed0"."""
         loss = re.sub(r"[^\w.+-]+", "-", self.loss.replace("=", ""))
         model = "" if self.model == "unet" else f"-{self.model}"
-        return f"{loss}{model}-seed{self.fit.seed}"
+        few = "" if self.train_patients is None else f"-{self.train_patients}patients"
+        return f"{loss}{model}{few}-seed{self.fit.seed}"
 
 
 @dataclass(frozen=True)
@@ -170,7 +176,8 @@ class Data:
     val: SliceDataset | None
     test: SliceDataset
     name: str
-    fingerprint: str
+    fingerprint: str  # of the files of all patients of the split, whichever of them train
+    train_patients: int
 
 
 def find_data(root: str | Path | None = None) -> Path:
@@ -203,25 +210,37 @@ def data_name(root: str | Path) -> str:
 
 
 @functools.lru_cache(maxsize=2)
-def _cached_data(root: Path, patients: tuple, split_seed: int, size: int, crop: int | None, scaling: str, augment: bool) -> Data:
+def _cached_data(
+    root: Path, patients: tuple, split_seed: int, split: str | None, size: int, crop: int | None, scaling: str, augment: bool
+) -> Data:
     found = find_patients(root)
-    split = split_patients(found, *patients, seed=split_seed)
-    if not split.test:
+    sets = split_patients(found, *patients, seed=split_seed) if split is None else read_split(split, found)
+    if not sets.test:
         raise ValueError(f"patients: got {patients}, expected a test set of at least one patient of {len(found)}")
     options = {"size": size, "crop": crop, "scaling": scaling}
     return Data(
-        train=SliceDataset(split.train, **options, transform=augmentation() if augment else None),
-        val=SliceDataset(split.val, **options) if split.val else None,
-        test=SliceDataset(split.test, **options),
+        train=SliceDataset(sets.train, **options, transform=augmentation() if augment else None),
+        val=SliceDataset(sets.val, **options) if sets.val else None,
+        test=SliceDataset(sets.test, **options),
         name=data_name(root),
-        fingerprint=fingerprint([patient for part in split for patient in part]),
+        fingerprint=fingerprint([patient for part in sets for patient in part]),
+        train_patients=len(sets.train),
     )
 
 
 def load_data(experiment: Experiment, root: str | Path) -> Data:
-    """The slices of an experiment; read once and shared by experiments on the same data."""
+    """The slices of an experiment; read once and shared by experiments on the same data.
+
+    Raises:
+        ValueError: as the parts do; more training patients than the split has.
+    """
     e = experiment
-    return _cached_data(Path(root), e.patients, e.split_seed, e.size, e.crop, e.scaling, e.augment)
+    data = _cached_data(Path(root), e.patients, e.split_seed, e.split, e.size, e.crop, e.scaling, e.augment)
+    if e.train_patients is None:
+        return data
+    if not 1 <= e.train_patients <= data.train_patients:
+        raise ValueError(f"train_patients: got {e.train_patients}, expected 1 to the {data.train_patients} of the split")
+    return replace(data, train=data.train.first_patients(e.train_patients), train_patients=e.train_patients)
 
 
 class Run(NamedTuple):
@@ -231,6 +250,7 @@ class Run(NamedTuple):
     model: nn.Module
     evaluation: Evaluation
     history: pd.DataFrame  # an epoch a row
+    volumes: pd.DataFrame  # a test volume a row; with a validation set also scaled_*, after temperature scaling
 
 
 def run_experiment(
@@ -238,6 +258,7 @@ def run_experiment(
 ) -> Run:
     """Train and judge one network.
 
+    With a validation set, temperature scaling is fitted on it, and every calibration figure is taken again after it (``scaled_*``).
     With ``out`` the folder gets ``experiment.json``, ``last.pt``, ``best.pt``, ``history.csv`` (an epoch a row),
     ``volumes.csv`` (a test volume a row), ``histograms.csv`` (a bin a row) and ``result.json``; a run found complete there
     is not trained again, an interrupted one goes on.
@@ -248,12 +269,13 @@ def run_experiment(
     fabric = fabric or make_fabric()
     out = None if out is None else Path(out)
     started = time.perf_counter()
+    origin = provenance(fabric)  # now: the checkout may be another one when the run ends
     data = load_data(experiment, root)
     name, options = parse_loss(experiment.loss)
     loss = build_loss(name, NUM_CLASSES, **options)
     torch.manual_seed(experiment.fit.seed)
     model = build_model(experiment.model, experiment.base_channels, experiment.levels, experiment.norm)
-    identity = json.loads(json.dumps({**asdict(experiment), "data": data.name, "data_fingerprint": data.fingerprint}))
+    identity = _identity(experiment, data)
     done = None if out is None else out / "result.json"
     row = None
     if out is not None:
@@ -263,7 +285,7 @@ def run_experiment(
         if row["experiment"] != identity:
             raise ValueError(f"{done}: has another number of epochs, {row['epochs']}; name another folder")
         load_weights(model, out / (BEST if (out / BEST).is_file() else CHECKPOINT))
-        history = pd.read_csv(out / "history.csv")
+        history, volumes = pd.read_csv(out / "history.csv"), pd.read_csv(out / "volumes.csv")
     else:
         if out is not None and fabric.global_rank == 0:
             write_json(identity, out / "experiment.json")
@@ -271,28 +293,39 @@ def run_experiment(
         history = pd.DataFrame(result.history)
     evaluation = evaluate(model, data.test, fabric, experiment.surface, progress=progress)
     if row is None:
+        volumes = pd.DataFrame(evaluation.volumes)
+        scaled_figures: dict[str, float] = {}
+        if data.val is not None:
+            scaling = fit_temperature(model, data.val, fabric)
+            scaled = evaluate(model, data.test, fabric, surface=False, scale=scaling, progress=progress)
+            after = {name: f"scaled_{name}" for region in REGIONS.values() for name in (f"{c}{region}" for c in CALIBRATION)}
+            volumes = volumes.join(pd.DataFrame(scaled.volumes)[list(after)].rename(columns=after))
+            figures = scaled.summary()
+            scaled_figures = {"temperature": scaling.temperature, **{after[name]: figures[name] for name in after}}
         row = {
             "loss": experiment.loss,
             "model": experiment.model,
             "seed": experiment.fit.seed,
+            "train_patients": data.train_patients,
             "data": data.name,
             **evaluation.summary(),
             **{f"pooled_{key}": value for key, value in evaluation.pooled().items()},
+            **scaled_figures,
             "epochs": experiment.fit.epochs,
             "steps": experiment.fit.epochs * -(-len(data.train) // (experiment.fit.batch_size * fabric.world_size)),
             "best_epoch": result.best_epoch,
             "train_seconds": round(float(history["seconds"].sum()), 1),
             "wall_seconds": round(time.perf_counter() - started, 1),
             "experiment": identity,
-            "provenance": provenance(fabric),
+            "provenance": {**origin, "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())},
         }
         if out is not None and fabric.global_rank == 0:
             write_table(history, out / "history.csv")
-            write_table(pd.DataFrame(evaluation.volumes), out / "volumes.csv")
+            write_table(volumes, out / "volumes.csv")
             write_table(evaluation.histograms(), out / "histograms.csv")
             write_json(row, done)
     fabric.barrier()
-    return Run(row, model, evaluation, history)
+    return Run(row, model, evaluation, history, volumes)
 
 
 def compare(
@@ -303,14 +336,14 @@ def compare(
     progress: bool = True,
     shard: tuple[int, int] | None = None,
 ) -> pd.DataFrame:
-    """Run experiments one after the other; each in its own folder under ``out``, all in ``results.csv``, ``results.json`` and
-    ``histograms.csv`` there.
+    """Run experiments one after the other; each in its own folder under ``out``, all in ``results.csv``, ``results.json``,
+    ``volumes.csv`` and ``histograms.csv`` there.
 
-    The three files are rewritten after each run, so what is finished is never lost, and calling it again goes on where it stopped.
+    The four files are rewritten after each run, so what is finished is never lost, and calling it again goes on where it stopped.
 
     Args:
         shard: (i, n) runs every n-th experiment from the i-th on, for n independent jobs that may share ``out``. They leave the
-            three files alone; :func:`mbls.results.merge` makes them when the jobs are done.
+            four files alone; :func:`mbls.results.merge` makes them when the jobs are done.
 
     Raises:
         ValueError: two experiments of the same name (their folders would collide); else as :func:`run_experiment`.
@@ -330,10 +363,10 @@ def compare(
     runs = []
     for experiment in experiments:
         run = run_experiment(experiment, root, out / experiment.name, fabric, progress)
-        runs.append((run.row, run.evaluation.histograms()))
+        runs.append((run.row, run.evaluation.histograms(), run.volumes))
         if shard is None and fabric.global_rank == 0:
             write_tables(runs, out)
-    return as_table([row for row, _ in runs])
+    return as_table([row for row, *_ in runs])
 
 
 def parse_shard(text: str) -> tuple[int, int]:
@@ -352,6 +385,15 @@ def sweep(base: Experiment, losses: Iterable[str], seeds: Iterable[int] = (0,)) 
     """The experiments of a comparison: every loss with every seed, all else as in ``base``."""
     seeds = list(seeds)
     return [replace(base, loss=loss, fit=replace(base.fit, seed=seed)) for loss in losses for seed in seeds]
+
+
+def _identity(experiment: Experiment, data: Data) -> dict[str, Any]:
+    """What makes a run the one it is, as JSON gives it back: the configuration and the data."""
+    identity = {**asdict(experiment), "data": data.name, "data_fingerprint": data.fingerprint}
+    if experiment.split is not None:  # what is in the file counts, not where it lies
+        path = Path(experiment.split)
+        identity["split"] = f"{path.name} {hashlib.sha256(path.read_bytes()).hexdigest()[:8]}"
+    return json.loads(json.dumps(identity))
 
 
 def _refuse_another(path: Path, identity: dict[str, Any]) -> None:

@@ -79,7 +79,7 @@ def test_names_of_runs_are_distinct_and_safe():
 
 @pytest.mark.parametrize("loss", sorted(LOSSES))
 def test_every_loss_trains(loss, phantom_root):
-    row, _, evaluation, _ = run_experiment(replace(SMALL, loss=loss, surface=False), phantom_root, progress=False)
+    row, _, evaluation, *_ = run_experiment(replace(SMALL, loss=loss, surface=False), phantom_root, progress=False)
     assert row["loss"] == loss
     assert 0 <= row["ece"] <= 1
     assert len(evaluation.volumes) == 2
