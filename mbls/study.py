@@ -36,7 +36,7 @@ LOSSES = (
 #: Sizes of the training set beside the whole one.
 FEW_PATIENTS = (5, 10, 20, 40)
 #: The parts of the study, in the order in which they are run.
-PARTS = ("losses", "margins", "weights", "few_patients", "backbones")
+PARTS = ("losses", "margins", "weights", "few_patients", "ten_patients", "backbones")
 
 
 @dataclass(frozen=True)
@@ -83,18 +83,18 @@ PROTOCOLS = {"paper": PAPER, "cpu": CPU}
 def parts(protocol: Protocol, seeds: Iterable[int] = (0, 1, 2)) -> dict[str, list[Experiment]]:
     """The experiments of each of :data:`PARTS`. Some belong to two parts and have the same name in both."""
     base, seeds = protocol.base, list(seeds)
-    few = [
-        run
-        for number in FEW_PATIENTS
-        for run in sweep(_same_steps(replace(base, train_patients=number), protocol.train_patients / number), THREE, seeds)
-    ]
+    few = {
+        number: _same_steps(replace(base, train_patients=number), protocol.train_patients / number) for number in FEW_PATIENTS
+    }
     # MONAI's networks have one depth and bring their own normalisation.
     others = [replace(base, model=name, base_channels=width, levels=5, norm=None) for name, width in protocol.backbones]
     return {
         "losses": sweep(base, LOSSES, seeds),
         "margins": sweep(base, ("ce", *MARGINS), seeds),
         "weights": sweep(base, ("ce", *WEIGHTS), seeds),
-        "few_patients": few + sweep(base, THREE, seeds),
+        "few_patients": [run for fewer in (*few.values(), base) for run in sweep(fewer, THREE, seeds)],
+        # Losses and margins once more where cross-entropy grows overconfident even in a short training.
+        "ten_patients": sweep(few[10], dict.fromkeys((*LOSSES, *MARGINS)), seeds),
         "backbones": sweep(base, THREE, seeds) + [run for other in others for run in sweep(other, THREE, seeds)],
     }
 

@@ -16,8 +16,8 @@ SPLIT = data_home() / "acdc_split.json"
 @pytest.mark.parametrize("protocol", PROTOCOLS.values(), ids=PROTOCOLS)
 def test_every_run_has_its_own_name_and_three_seeds(protocol):
     runs = study(protocol)
-    assert len({run.name for run in runs}) == len(runs) == 3 * (13 + 5 + 2 + 12 + 9)
-    assert Counter(run.fit.seed for run in runs) == {0: 41, 1: 41, 2: 41}
+    assert len({run.name for run in runs}) == len(runs) == 3 * (13 + 5 + 2 + 12 + 15 + 9)
+    assert Counter(run.fit.seed for run in runs) == {0: 56, 1: 56, 2: 56}
     assert [run.fit.seed for run in runs] == sorted(run.fit.seed for run in runs)
     # A run of two parts is the same in both.
     known = {run.name: run for run in runs}
@@ -56,7 +56,7 @@ def test_every_row_trains(phantom_root, tmp_path):
     runs = [replace(run, train_patients=run.train_patients and 1) for run in study(protocol, [0])]
     runs = {run.name: replace(run, fit=base.fit) for run in runs}  # every size of a small training set is the same here
     table = compare(runs.values(), phantom_root, tmp_path, progress=False)
-    assert len(table) == 41 - 3 * 3
+    assert len(table) == 56 - 3 * 3
     assert (
         table[["dsc", "ece", "cece_fg", "aece", "nll", "brier", "temperature", "scaled_ece", "scaled_cece_fg"]].notna().all().all()
     )
