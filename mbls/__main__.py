@@ -1,4 +1,4 @@
-"""``python -m mbls phantom | download | check | train | compare | study | merge``: the package from the shell.
+"""``python -m mbls phantom | download | check | train | compare | study | merge | report``: the package from the shell.
 
 ``--help`` after each says more.
 """
@@ -134,6 +134,15 @@ def _merge(options: argparse.Namespace) -> int:
     return 1 if unfinished else 0
 
 
+def _report(options: argparse.Namespace) -> int:
+    from mbls.report import write_report
+    from mbls.study import PROTOCOLS
+
+    for path in write_report(options.folder, options.out, PROTOCOLS[options.protocol]):
+        print(path)
+    return 0
+
+
 def _print_table(table: pd.DataFrame) -> None:
     shown = [
         "loss",
@@ -264,6 +273,12 @@ def _parser() -> argparse.ArgumentParser:
     merge.add_argument("folders", type=Path, nargs="+", help="the --out of the jobs")
     merge.add_argument("--out", type=Path, help="folder for the table (default: the first folder)")
     merge.set_defaults(run=_merge)
+
+    report = commands.add_parser("report", help="the tables of a study: runs, test patients, Markdown")
+    report.add_argument("folder", type=Path, help="where merge wrote results.csv")
+    report.add_argument("--protocol", choices=("paper", "cpu"), default="paper")
+    report.add_argument("--out", type=Path, required=True, help="path and beginning of the names, e.g. data/results/acdc_study")
+    report.set_defaults(run=_report)
     return parser
 
 

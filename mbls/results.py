@@ -22,7 +22,7 @@ from lightning_fabric import Fabric
 import mbls
 from mbls.training import written_whole
 
-__all__ = ["KEYS", "as_table", "merge", "provenance", "write_json", "write_table", "write_tables"]
+__all__ = ["KEYS", "as_table", "merge", "provenance", "write_json", "write_table", "write_tables", "write_text"]
 
 #: The columns that tell runs on the same data apart.
 KEYS = ("loss", "model", "train_patients", "seed")
@@ -131,14 +131,14 @@ def _commit() -> str | None:
 
 
 def write_table(table: pd.DataFrame, path: Path) -> None:
-    _write_text(table.to_csv(index=False), path)
+    write_text(table.to_csv(index=False), path)
 
 
 def write_json(value: Any, path: Path) -> None:
-    _write_text(json.dumps(value, indent=1) + "\n", path)
+    write_text(json.dumps(value, indent=1) + "\n", path)
 
 
-def _write_text(text: str, path: Path) -> None:
+def write_text(text: str, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with written_whole(path) as part:
         part.write_text(text)

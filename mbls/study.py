@@ -44,10 +44,13 @@ class Protocol:
     """How all networks of a study are trained.
 
     Attributes:
+        name: on the command line. label: in the heading of every table.
         base: the experiment that each one varies; its split has ``train_patients`` patients to train on.
         backbones: (name, base_channels) of the networks beside the U-Net.
     """
 
+    name: str
+    label: str
     base: Experiment
     train_patients: int
     backbones: tuple[tuple[str, int], ...]
@@ -57,6 +60,8 @@ class Protocol:
 SPLIT = "data/acdc_split.json"
 
 PAPER = Protocol(
+    name="paper",
+    label="the paper's protocol",
     base=Experiment(split=SPLIT),
     train_patients=56,
     backbones=(("attention_unet", 32), ("unet++", 32), ("swin_unetr", 24)),
@@ -64,6 +69,8 @@ PAPER = Protocol(
 
 #: Slices of 128 x 128 voxels halved, 8 to 64 filters with batch normalisation, three times the rate for a tenth of the epochs.
 CPU = Protocol(
+    name="cpu",
+    label="reduced protocol, two CPU cores",
     base=Experiment(
         split=SPLIT,
         size=64,
@@ -77,15 +84,13 @@ CPU = Protocol(
     backbones=(("attention_unet", 12), ("unet++", 12), ("swin_unetr", 12)),
 )
 
-PROTOCOLS = {"paper": PAPER, "cpu": CPU}
+PROTOCOLS = {protocol.name: protocol for protocol in (PAPER, CPU)}
 
 
 def parts(protocol: Protocol, seeds: Iterable[int] = (0, 1, 2)) -> dict[str, list[Experiment]]:
     """The experiments of each of :data:`PARTS`. Some belong to two parts and have the same name in both."""
     base, seeds = protocol.base, list(seeds)
-    few = {
-        number: _same_steps(replace(base, train_patients=number), protocol.train_patients / number) for number in FEW_PATIENTS
-    }
+    few = {number: _same_steps(replace(base, train_patients=number), protocol.train_patients / number) for number in FEW_PATIENTS}
     # MONAI's networks have one depth and bring their own normalisation.
     others = [replace(base, model=name, base_channels=width, levels=5, norm=None) for name, width in protocol.backbones]
     return {
