@@ -16,11 +16,12 @@ def make_fabric(precision: str = "32-true", accelerator: str = "auto") -> Fabric
 
     Args:
         precision: "32-true", "bf16-mixed" or "16-mixed", as Fabric names them.
-        accelerator: "auto", "cpu" or "cuda".
+        accelerator: "auto", "cpu" or "cuda". Under ``fabric run`` its own two options count instead.
     """
-    if "LT_CLI_USED" in os.environ:  # set by `fabric run`, which also sets accelerator, devices and precision
-        fabric = Fabric()
-    elif "LOCAL_WORLD_SIZE" in os.environ:
+    if "LT_CLI_USED" in os.environ:
+        # `fabric run` has set accelerator, devices and precision, and started the processes: launching again is an error.
+        return Fabric()
+    if "LOCAL_WORLD_SIZE" in os.environ:
         local = int(os.environ["LOCAL_WORLD_SIZE"])
         nodes = int(os.environ["WORLD_SIZE"]) // local
         fabric = Fabric(accelerator=accelerator, devices=local, num_nodes=nodes, strategy="ddp", precision=precision)

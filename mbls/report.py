@@ -215,8 +215,8 @@ Written by `python -m mbls report`; do not edit.{warning} What it says in words:
 
 {settings}
 
-{len(table)} of {planned} runs; seeds {seeds}. {protocol.train_patients} training patients unless said otherwise, then the first ones
-of `{base.split}`, which names the validation and test patients too. The best validation epoch is judged on the test
+{len(table)} of {planned} runs; seeds {seeds}. {protocol.train_patients} training patients unless said otherwise, then the first
+ones of `{base.split}`, which names the validation and test patients too. The best validation epoch is judged on the test
 patients. Mean ± standard deviation over the seeds; without ± there was one seed. The best mean of a column is bold. Made by
 
 ```

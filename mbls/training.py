@@ -10,7 +10,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from lightning_fabric import Fabric
 from torch import nn
-from torch.utils.data import DataLoader, DistributedSampler
+from torch.utils.data import DistributedSampler
 from tqdm.auto import tqdm
 
 from mbls.acdc import SliceDataset
@@ -147,13 +147,15 @@ def fit(
         )
 
     sampler = DistributedSampler(train, fabric.world_size, fabric.global_rank, shuffle=True, seed=settings.seed)
-    loader = DataLoader(train, settings.batch_size, sampler=sampler)
-    total = settings.epochs * len(loader)
+    batches = -(-len(sampler) // settings.batch_size)
+    # All slices go to the device at once (ACDC at full size: 0.2 GB), so that no step waits for the host. A transform is MONAI's,
+    # which runs on the host, slice by slice.
+    held = fabric.to_device((train.images, train.labels)) if train.transform is None else None
     with (
         _stop_after_step() as stop,
         tqdm(
-            total=total,
-            initial=epoch * len(loader) + done_batches,
+            total=settings.epochs * batches,
+            initial=epoch * batches + done_batches,
             desc="fit",
             unit="step",
             leave=False,
@@ -174,14 +176,14 @@ def fit(
             network.train()
             # float32: Apple's GPUs have no float64, and read only once an epoch, so that no step waits for the host.
             running = torch.tensor(loss_sum, dtype=torch.float32, device=fabric.device)
-            for batch, (images, labels) in enumerate(loader):
+            for batch, (images, labels) in enumerate(_batches(train, held, sampler, settings.batch_size, fabric)):
                 if batch < done_batches:  # already trained on before the interruption
                     continue
                 if generator_state is not None:
                     torch.set_rng_state(generator_state)
                     generator_state = None
                 optimizer.zero_grad()
-                value = loss(network(fabric.to_device(images)), fabric.to_device(labels))
+                value = loss(network(images), labels)
                 fabric.backward(value)
                 optimizer.step()
                 running += value.detach()
@@ -190,7 +192,7 @@ def fit(
                     save(epoch, batch + 1, float(running))
                     raise KeyboardInterrupt(f"fit: stopped in epoch {epoch + 1} of {settings.epochs}")
             done_batches, loss_sum, generator_state = 0, 0.0, None
-            row = {"epoch": epoch + 1, "loss": float(fabric.all_reduce(running)) / len(loader), "learning_rate": rate}
+            row = {"epoch": epoch + 1, "loss": float(fabric.all_reduce(running)) / batches, "learning_rate": rate}
             if alpha is not None:
                 row["alpha"] = alpha
             if val is not None and ((epoch + 1) % settings.validate_every == 0 or epoch + 1 == settings.epochs):
@@ -224,6 +226,19 @@ def load_weights(model: nn.Module, path: str | Path) -> nn.Module:
     except (KeyError, RuntimeError) as error:
         raise ValueError(f"{path}: holds weights of another network ({_first_line(error)})") from error
     return model
+
+
+def _batches(
+    train: SliceDataset, held: tuple[torch.Tensor, torch.Tensor] | None, order: Iterable[int], batch_size: int, fabric: Fabric
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Images and labels, batch by batch, on the network's device; from ``held``, which is there already, or by the transform."""
+    for indices in torch.tensor(list(order)).split(batch_size):
+        if held is not None:
+            indices = fabric.to_device(indices)
+            yield held[0][indices], held[1][indices].long()
+        else:
+            items = [train[index] for index in indices.tolist()]
+            yield fabric.to_device((torch.stack([image for image, _ in items]), torch.stack([label for _, label in items])))
 
 
 def _epoch_seed(seed: int, epoch: int, rank: int) -> int:

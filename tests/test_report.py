@@ -110,7 +110,8 @@ def test_recorded_rows_are_of_the_study_each_once(recorded):
     table, patients = recorded
     planned = {(run.loss, run.model, run.train_patients or 56, run.fit.seed) for run in study(CPU)}
     rows = list(zip(*(table[name] for name in ("loss", "model", "train_patients", "seed")), strict=True))
-    assert len(set(rows)) == len(rows) and set(rows) <= planned
+    assert len(set(rows)) == len(rows)
+    assert set(rows) <= planned
     assert table[list(RANKED)].notna().all().all()
     assert len(patients) == 16 * len(table)
     # Three seeds of everything that is compared over all losses.

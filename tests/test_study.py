@@ -44,7 +44,8 @@ def test_the_fixed_split_is_stratified_and_any_beginning_of_it_too(acdc_root):
     assert fixed == split_patients(patients, 56, 8, 16)
     for number in (*FEW_PATIENTS, 56):
         groups = Counter(patient.group for patient in fixed.train[:number])
-        assert set(groups) == set(GROUPS) and max(groups.values()) - min(groups.values()) <= 1
+        assert set(groups) == set(GROUPS)
+        assert max(groups.values()) - min(groups.values()) <= 1
 
 
 def test_every_row_trains(phantom_root, tmp_path):

@@ -1,10 +1,12 @@
 """fit and evaluate: learning, resuming to the bit, interruption of a real process, two processes, and damaged checkpoints."""
 
+import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -161,6 +163,7 @@ def test_bad_settings(options, message):
 
 TRAIN = ["train", "--loss", "mbls", "--margin", "2", "--size", "32", "--crop", "128", "--base-channels", "4", "--levels", "3"]
 TRAIN += ["--patients", "3,1,1", "--batch-size", "8", "--accelerator", "cpu"]
+BIN = Path(sys.executable).parent
 
 
 def test_ctrl_c_of_a_real_process_leaves_a_checkpoint_that_goes_on(phantom_root, tmp_path):
@@ -184,17 +187,33 @@ def test_ctrl_c_of_a_real_process_leaves_a_checkpoint_that_goes_on(phantom_root,
     assert len((tmp_path / "history.csv").read_text().splitlines()) == done + 2
 
 
-def test_two_processes_under_torchrun(phantom_root, tmp_path):
-    """Both processes train on their share and evaluate their volumes; one of them writes."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "mbls"]
-    command += [*TRAIN, "--epochs", "2", "--data", str(phantom_root), "--out", str(tmp_path), "--no-surface"]
+LAUNCHERS = {
+    "fabric run": [f"{BIN}/fabric", "run", "--accelerator", "cpu", "--devices", "2", f"{BIN}/mbls"],
+    "torchrun": [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "mbls"],
+}
+
+
+@pytest.mark.parametrize("launcher", LAUNCHERS.values(), ids=LAUNCHERS)
+def test_two_processes_give_the_figures_of_one(phantom_root, tmp_path, launcher):
+    """Two processes (gloo) with half the batch each take the steps of one process; each evaluates its share of the volumes."""
+    options = [*TRAIN, "--patients", "2,1,1", "--epochs", "2", "--data", str(phantom_root), "--no-surface"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    finished = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
-    assert finished.returncode == 0, finished.stderr[-3000:]
-    assert len((tmp_path / "volumes.csv").read_text().splitlines()) == 1 + 2
-    bins = pd.read_csv(tmp_path / "histograms.csv").query("region == 'all'").groupby("kind")["count"].sum()
-    assert bins["distance"] == 3 * bins["confidence"] > 0
-    assert '"processes": 2' in (tmp_path / "result.json").read_text()
+    rows = []
+    for processes, command in ((1, [sys.executable, "-m", "mbls"]), (2, launcher)):
+        out = tmp_path / str(processes)
+        command = [*command, *options, "--batch-size", str(8 // processes), "--out", str(out)]
+        finished = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
+        assert finished.returncode == 0, finished.stderr[-3000:]
+        rows.append(json.loads((out / "result.json").read_text()))
+        volumes, bins = pd.read_csv(out / "volumes.csv"), pd.read_csv(out / "histograms.csv")
+        assert volumes["phase"].tolist() == ["ED", "ES"]
+        counts = bins.query("region == 'all'").groupby("kind")["count"].sum()
+        assert counts["distance"] == 3 * counts["confidence"] > 0
+    one, two = rows
+    assert (one["provenance"]["processes"], two["provenance"]["processes"]) == (1, 2)
+    assert one["steps"] == two["steps"]
+    for name in ("dsc", "ece", "cece", "aece", "nll", "brier", "mean_distance", "ece_fg", "temperature", "scaled_ece"):
+        assert two[name] == pytest.approx(one[name], abs=1e-5), name
 
 
 @pytest.mark.acdc
