@@ -9,7 +9,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.measure import markdown, paired_ratios
 from mbls.acdc import NUM_CLASSES
-from mbls.experiments import build_model
+from mbls.backbones import build_model
 from mbls.losses import MbLSLoss
 
 #: Name: side of the slice, filters of the first level, levels, normalisation, batch.

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from matplotlib import colormaps
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
@@ -30,8 +31,10 @@ __all__ = [
     "bars_by_loss",
     "blank_axes",
     "curves",
+    "lines_with_spread",
     "loss_colour",
     "new_figure",
+    "points_by_loss",
     "reliability_diagram",
     "show",
     "show_image",
@@ -164,3 +167,44 @@ def bars_by_loss(axes: Axes, values: Mapping[str, float], ylabel: str, title: st
     axes.set(ylabel=ylabel, title=title, ylim=(0, 1.15 * max(values.values())))
     axes.spines[["top", "right"]].set_visible(False)
     return list(bars)
+
+
+def points_by_loss(axes: Axes, table: pd.DataFrame, x: str, y: str, names: Mapping[str, str], title: str = "") -> list[Artist]:
+    """A cross a loss at the means of two figures over the seeds, its arms a standard deviation long; a point for a single seed.
+
+    Args:
+        table: a run a row, with columns loss, x and y. names: loss -> what is written beside it; others stay unnamed and pale.
+    """
+    crosses = []
+    for loss, rows in table.groupby("loss", sort=False):
+        mean, spread = rows[[x, y]].mean(), rows[[x, y]].std().fillna(0)
+        named = loss in names
+        style = {"color": loss_colour(loss), "alpha": 1.0 if named else 0.35, "zorder": 3 if named else 2}
+        crosses.append(axes.errorbar(mean[x], mean[y], spread[y], spread[x], marker="o", markersize=5, **style))
+        if named:
+            axes.annotate(names[loss], (mean[x], mean[y]), (5, 5), textcoords="offset points", fontsize=9, color=loss_colour(loss))
+    axes.set(title=title)
+    axes.margins(0.12)
+    axes.grid(alpha=0.3)
+    return crosses
+
+
+def lines_with_spread(
+    axes: Axes, table: pd.DataFrame, x: str, y: str, names: Mapping[str, str], xlabel: str, ylabel: str
+) -> list[Artist]:
+    """One line a loss through the means over the seeds, with bars of one standard deviation.
+
+    Args:
+        table: a run a row, with columns loss, x and y. names: the losses to be drawn -> their names in the legend.
+    """
+    lines = []
+    for loss, name in names.items():
+        groups = table[table["loss"] == loss].groupby(x)[y]
+        mean, spread = groups.mean(), groups.std().fillna(0)
+        lines.append(
+            axes.errorbar(mean.index, mean, spread, marker="o", markersize=4, capsize=3, color=loss_colour(loss), label=name)
+        )
+    axes.set(xlabel=xlabel, ylabel=ylabel)
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False)
+    return lines

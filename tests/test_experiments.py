@@ -13,10 +13,9 @@ import torch
 
 from mbls import experiments
 from mbls.__main__ import main
+from mbls.backbones import MODELS, build_model
 from mbls.experiments import (
-    MODELS,
     Experiment,
-    build_model,
     compare,
     data_name,
     find_data,

@@ -1,6 +1,8 @@
 """Figures: they draw what they are given, in colours that stay with a structure or loss."""
 
 import numpy as np
+import pandas as pd
+import pytest
 import torch
 
 from mbls import plots
@@ -45,3 +47,18 @@ def test_a_map_of_numbers_has_a_colour_bar():
     plots.show_scalar(axes[0, 0], np.zeros((4, 3)), "confidence")
     assert len(figure.axes) == 2
     assert figure.axes[1].get_ylabel() == "confidence"
+
+
+def test_means_and_spreads_of_runs():
+    table = pd.DataFrame({"loss": ["ce", "ce", "ls"], "n": [5, 5, 10], "ece": [0.1, 0.3, 0.4], "dsc": [0.8, 0.8, 0.9]})
+    _, axes = plots.new_figure(1, 2)
+    cross, point = plots.points_by_loss(axes[0, 0], table, "ece", "dsc", {"ce": "CE"})
+    (line, _, (horizontal, _)) = cross.lines
+    assert line.get_xydata().tolist() == [[pytest.approx(0.2), pytest.approx(0.8)]]
+    left, right = horizontal.get_segments()[0][:, 0]
+    assert (right - left) / 2 == pytest.approx(np.std([0.1, 0.3], ddof=1))
+    assert [text.get_text() for text in axes[0, 0].texts] == ["CE"]
+    assert np.isfinite(point.lines[0].get_xydata()).all()
+    ce, ls = plots.lines_with_spread(axes[0, 1], table, "n", "ece", {"ce": "CE", "ls": "LS"}, "patients", "ECE")
+    assert (ce.lines[0].get_xdata().tolist(), ls.lines[0].get_xdata().tolist()) == ([5], [10])
+    assert [text.get_text() for text in axes[0, 1].get_legend().get_texts()] == ["CE", "LS"]
