@@ -1,4 +1,4 @@
-"""``python -m mbls phantom | download | check | train | compare | study | merge | report``: the package from the shell.
+"""``python -m mbls phantom | download | check | pack | train | compare | study | merge | report``: the package from the shell.
 
 ``--help`` after each says more.
 """
@@ -64,6 +64,15 @@ def _check(options: argparse.Namespace) -> int:
     wrong = sum(bool(problems) for problems in report.values())
     print(f"{len(report)} patients, {wrong} with problems")
     return 1 if wrong else 0
+
+
+def _pack(options: argparse.Namespace) -> int:
+    from mbls.experiments import find_data
+    from mbls.pack import pack_patients
+
+    path = pack_patients(find_data(options.data), options.out, options.size)
+    print(f"{path}: {path.stat().st_size / 1e6:.1f} MB; tar xf unpacks it")
+    return 0
 
 
 def _train(options: argparse.Namespace) -> int:
@@ -218,6 +227,12 @@ def _parser() -> argparse.ArgumentParser:
     check = commands.add_parser("check", help="read every volume under a folder and say what is wrong")
     check.add_argument("root", type=Path)
     check.set_defaults(run=_check)
+
+    pack = commands.add_parser("pack", help="the middle of every volume in one compact .tar.xz, to be carried elsewhere")
+    pack.add_argument("--data", type=Path, help="folder in the ACDC layout (default: $MBLS_DATA, data/acdc or the phantom)")
+    pack.add_argument("--out", type=Path, required=True, help="file to write, e.g. runs/acdc192.tar.xz")
+    pack.add_argument("--size", type=int, default=192, help="side of the square kept of each slice, in voxels")
+    pack.set_defaults(run=_pack)
 
     place = argparse.ArgumentParser(add_help=False)
     place.add_argument("--data", type=Path, help="folder in the ACDC layout (default: $MBLS_DATA, data/acdc or the phantom)")

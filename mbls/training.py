@@ -292,8 +292,11 @@ def _asked_to_stop(stop: threading.Event, fabric: Fabric) -> bool:
 def written_whole(path: Path) -> Iterator[Path]:
     """A temporary name to write to, renamed at the end: a reader sees the old file or the new one, never half of one."""
     part = path.with_name(f".{path.name}.part")
-    yield part
-    os.replace(part, path)
+    try:
+        yield part
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def _save(fabric: Fabric, path: Path, state: dict[str, Any]) -> None:
