@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import losses, metrics, scaling, surface_distances, training_step
+from benchmarks import losses, metrics, scaling, surface_distances, training_step, whole_training
 
 HERE = Path(__file__).resolve().parent
 
@@ -33,6 +33,7 @@ def main() -> None:
         "Losses": losses.report,
         "Calibration metrics": metrics.report,
         "Training step": training_step.report,
+        "Whole training": whole_training.report,
         "Overlap and surface distances": surface_distances.report,
         "How cost grows": functools.partial(scaling.report, options.out),
     }
