@@ -299,7 +299,8 @@ def read_split(path: str | Path, patients: Sequence[Patient]) -> Split:
     found = {patient.id: patient for patient in patients}
     absent = [name for name in ids if name not in found]
     if absent:
-        raise ValueError(f"{path}: names {len(absent)} patients that the data does not have ({', '.join(absent[:5])}, ...)")
+        more = f" and {len(absent) - 5} more" if len(absent) > 5 else ""
+        raise ValueError(f"{path}: got patients that the data does not have ({', '.join(absent[:5])}{more})")
     if not named[0]:
         raise ValueError(f"{path}: got no training patient, expected at least one")
     return Split(*([found[name] for name in part] for part in named))

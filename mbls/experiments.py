@@ -145,32 +145,33 @@ def data_name(root: str | Path) -> str:
 
 
 @functools.lru_cache(maxsize=2)
-def _cached_data(
-    root: Path, patients: tuple, split_seed: int, split: str | None, size: int, crop: int | None, scaling: str, augment: bool
-) -> Data:
-    found = find_patients(root)
-    sets = split_patients(found, *patients, seed=split_seed) if split is None else read_split(split, found)
-    if not sets.test:
-        raise ValueError(f"patients: got {patients}, expected a test set of at least one patient of {len(found)}")
+def _cached_data(root: Path, sets: tuple[tuple[str, ...], ...], size: int, crop: int | None, scaling: str, augment: bool) -> Data:
+    by_id = {patient.id: patient for patient in find_patients(root)}
+    train, val, test = ([by_id[name] for name in part] for part in sets)
     options = {"size": size, "crop": crop, "scaling": scaling}
     return Data(
-        train=SliceDataset(sets.train, **options, transform=augmentation() if augment else None),
-        val=SliceDataset(sets.val, **options) if sets.val else None,
-        test=SliceDataset(sets.test, **options),
+        train=SliceDataset(train, **options, transform=augmentation() if augment else None),
+        val=SliceDataset(val, **options) if val else None,
+        test=SliceDataset(test, **options),
         name=data_name(root),
-        fingerprint=fingerprint([patient for part in sets for patient in part]),
-        train_patients=len(sets.train),
+        fingerprint=fingerprint(train + val + test),
+        train_patients=len(train),
     )
 
 
 def load_data(experiment: Experiment, root: str | Path) -> Data:
-    """The slices of an experiment; read once and shared by experiments on the same data.
+    """The slices of an experiment; read once and shared by experiments on the same patients.
 
     Raises:
-        ValueError: as the parts do; more training patients than the split has.
+        ValueError: as the parts do; an empty test set; more training patients than the split has.
     """
     e = experiment
-    data = _cached_data(Path(root), e.patients, e.split_seed, e.split, e.size, e.crop, e.scaling, e.augment)
+    found = find_patients(root)
+    split = split_patients(found, *e.patients, seed=e.split_seed) if e.split is None else read_split(e.split, found)
+    if not split.test:
+        raise ValueError(f"patients: got {e.split or e.patients}, expected a test set of at least one patient of {len(found)}")
+    sets = tuple(tuple(patient.id for patient in part) for part in split)
+    data = _cached_data(Path(root), sets, e.size, e.crop, e.scaling, e.augment)
     if e.train_patients is None:
         return data
     if not 1 <= e.train_patients <= data.train_patients:

@@ -1,5 +1,6 @@
 """Reading, splitting and slicing the ACDC layout: on a small phantom, on damaged copies of it, and on the real volumes."""
 
+import json
 import shutil
 from collections import Counter
 
@@ -17,6 +18,7 @@ from mbls.acdc import (
     check_patients,
     find_patients,
     fingerprint,
+    read_split,
     read_volume,
     split_patients,
 )
@@ -157,6 +159,33 @@ def test_split_refuses_a_patient_twice(tmp_path):
     patients = make_patients(tmp_path, 5)
     with pytest.raises(ValueError, match="patient003 more than once"):
         split_patients([*patients, patients[3]], 2, 1, 1)
+
+
+def test_a_split_fixed_in_a_file(phantom_patients, tmp_path):
+    names = [patient.id for patient in phantom_patients]
+    path = tmp_path / "split.json"
+    path.write_text(json.dumps({"train": [names[3], names[0]], "val": [], "test": [names[1]]}))
+    split = read_split(path, phantom_patients)
+    assert [[patient.id for patient in part] for part in split] == [[names[3], names[0]], [], [names[1]]]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "cannot be read as a split"),
+        ('{"train": ["patient001"], "val": []}', "cannot be read as a split"),
+        ('{"train": ["patient001"], "val": ["patient001"], "test": []}', "patient001 more than once"),
+        ('{"train": ["patient001"], "val": [], "test": ["patient999"]}', "data does not have .patient999"),
+        ('{"train": [], "val": [], "test": ["patient001"]}', "no training patient"),
+    ],
+)
+def test_bad_split_files_are_named(phantom_patients, tmp_path, content, message):
+    path = tmp_path / "split.json"
+    path.write_text(content)
+    with pytest.raises(ValueError, match=rf"split\.json.*{message}"):
+        read_split(path, phantom_patients)
+    with pytest.raises(FileNotFoundError, match=r"split: got .*other\.json"):
+        read_split(tmp_path / "other.json", phantom_patients)
 
 
 def test_slices(phantom_patients):

@@ -6,7 +6,7 @@ import torch
 
 from mbls.acdc import PHASES, SliceDataset
 from mbls.constraints import logit_distances
-from mbls.evaluation import DISTANCE_EDGES, distance_counts, evaluate, predict_volumes
+from mbls.evaluation import DISTANCE_EDGES, distance_counts, evaluate, fit_temperature, predict_volumes
 from mbls.posthoc import TemperatureScaling
 from mbls.unet import UNet
 
@@ -38,7 +38,8 @@ def test_rows_and_summary(data, phantom_patients):
 def test_a_fitted_temperature_lowers_the_nll(data):
     model = make_model()
     _, logits, labels = zip(*predict_volumes(model, data), strict=True)
-    scaling = TemperatureScaling().fit(torch.cat(logits), torch.cat(labels))
+    scaling = fit_temperature(model, data)
+    assert scaling.temperature == TemperatureScaling().fit(torch.cat(logits), torch.cat(labels)).temperature
     before = evaluate(model, data, surface=False, progress=False).summary()
     after = evaluate(model, data, surface=False, scale=scaling, progress=False).summary()
     assert after["nll"] < before["nll"]

@@ -6,7 +6,9 @@ import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -91,12 +93,17 @@ def test_compare_writes_tidy_rows_with_provenance(phantom_root, tmp_path):
     assert written["loss"].tolist() == ["ce", "ce", "mbls:margin=2", "mbls:margin=2"]
     wanted = {"seed", "dsc", "hd95", "ece", "cece", "ece_fg", "data", "train_seconds", "wall_seconds", "config_data_fingerprint"}
     wanted |= {"config_fit_learning_rate", "config_size", "made_torch", "made_device", "made_finished"}
+    wanted |= {"train_patients", "temperature", "scaled_ece", "scaled_nll_fg", "made_command", "made_commit"}
     assert wanted <= set(written.columns)
     assert (written["data"] == "phantom").all()
     rows = json.loads((tmp_path / "results.json").read_text())
     assert [row["dsc"] for row in rows] == pytest.approx(written["dsc"].tolist())
     volumes = pd.read_csv(tmp_path / "ce-seed0" / "volumes.csv")
     assert len(volumes) == 2
+    assert len(pd.read_csv(tmp_path / "volumes.csv")) == 4 * 2
+    # Scaling by one number for all voxels: the volumes' NLL, weighted by voxels, is the row's.
+    (row,) = written.query("loss == 'ce' and seed == 0").to_dict("records")
+    assert np.average(volumes["scaled_nll"], weights=volumes["voxels"]) == pytest.approx(row["scaled_nll"])
     histograms = pd.read_csv(tmp_path / "histograms.csv")
     assert set(zip(histograms["loss"], histograms["seed"], strict=True)) == set(zip(table["loss"], table["seed"], strict=True))
     single = pd.read_csv(tmp_path / "ce-seed0" / "histograms.csv")
@@ -233,6 +240,44 @@ def test_compare_command(phantom_root, tmp_path, capsys):
     assert main([*command, "--no-surface"]) == 0
     assert "mbls:margin=3" in capsys.readouterr().out
     assert len(pd.read_csv(tmp_path / "results.csv")) == 2
+
+
+def test_rows_say_which_command_and_commit_made_them(phantom_root, tmp_path, monkeypatch):
+    run = run_experiment(replace(SMALL, surface=False), phantom_root, progress=False)
+    assert run.row["provenance"]["command"] is None  # not started by one
+    checkout = Path(experiments.__file__).resolve().parents[1]
+    head = subprocess.run(["git", "-C", checkout, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout
+    assert head.startswith(run.row["provenance"]["commit"].removesuffix("-changed"))
+    command = [sys.executable, "-m", "mbls", "train", "--loss", "ce", "--data", str(phantom_root), "--out", str(tmp_path), *COMMON]
+    subprocess.run([*command, "--no-surface"], check=True, capture_output=True)
+    made = json.loads((tmp_path / "result.json").read_text())["provenance"]
+    assert made["command"].startswith("python -m mbls train --loss ce --data ")
+
+
+def test_a_fixed_split_counts_by_its_content_not_its_place(phantom_root, tmp_path):
+    split = {"train": ["patient001"], "val": ["patient002"], "test": ["patient003"]}
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "split.json").write_text(json.dumps(split))
+    first, same = (replace(SMALL, split=str(tmp_path / folder / "split.json"), surface=False) for folder in "ab")
+    row = run_experiment(first, phantom_root, tmp_path / "out", progress=False).row
+    assert row["train_patients"] == 1
+    assert row["experiment"]["split"].startswith("split.json ")
+    assert run_experiment(same, phantom_root, tmp_path / "out", progress=False).row == row
+    (tmp_path / "b" / "split.json").write_text(json.dumps({**split, "val": ["patient004"]}))
+    with pytest.raises(ValueError, match=r"another experiment \(split, data_fingerprint differ\)"):
+        run_experiment(same, phantom_root, tmp_path / "out")
+
+
+def test_study_command(phantom_root, tmp_path, capsys):
+    assert main(["study", "--protocol", "cpu", "--parts", "weights", "--seeds", "0", "--out", str(tmp_path), "--list"]) == 0
+    names = ["ce-seed0", "mbls-margin5-alpha0.01-seed0", "mbls-margin5-seed0", "mbls-margin5-alpha1-seed0"]
+    assert capsys.readouterr().out.splitlines() == names
+    assert main(["study", "--parts", "margin", "--out", str(tmp_path), "--list"]) == 2
+    assert "parts: got margin" in capsys.readouterr().err
+    # The split names patients of ACDC.
+    assert main(["study", "--protocol", "cpu", "--data", str(phantom_root), "--out", str(tmp_path)]) == 2
+    assert "acdc_split.json: got patients that the data does not have" in capsys.readouterr().err
 
 
 def test_phantom_and_check_commands(tmp_path, capsys):
