@@ -184,7 +184,7 @@ def points_by_loss(axes: Axes, table: pd.DataFrame, x: str, y: str, names: Mappi
         if named:
             axes.annotate(names[loss], (mean[x], mean[y]), (5, 5), textcoords="offset points", fontsize=9, color=loss_colour(loss))
     axes.set(title=title)
-    axes.margins(0.12)
+    axes.margins(0.18, 0.12)  # room for the names on the right
     axes.grid(alpha=0.3)
     return crosses
 

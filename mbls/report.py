@@ -7,8 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from matplotlib.figure import Figure
 from scipy.stats import wilcoxon
 
+from mbls import plots
 from mbls.acdc import CLASS_NAMES
 from mbls.results import KEYS, write_table, write_text
 from mbls.study import PAPER, Protocol, parts
@@ -17,6 +19,7 @@ __all__ = [
     "PAPER_FIGURES",
     "RANKED",
     "TESTED",
+    "few_patients_figure",
     "mean_and_spread",
     "paired_tests",
     "part_of",
@@ -163,14 +166,27 @@ def study_report(table: pd.DataFrame, patients: pd.DataFrame, protocol: Protocol
             text.append(f"{caption} ({protocol.label}):\n\n{_spread_table(rows, figures, by)}")
         if tables is _FULL:
             text.append(f"Ranks ({protocol.label}), 1 the best:\n\n{_rank_table(rows)}")
-            text.append(
-                f"Difference from CE on the same patients ({protocol.label}):\n\n{_test_table(part_of(patients, protocol, part))}"
-            )
+        tests = _test_table(part_of(patients, protocol, part), by)
+        text.append(f"Difference from CE on the same patients ({protocol.label}):\n\n{tests}")
     return "\n\n".join(text) + "\n"
 
 
+def few_patients_figure(rows: pd.DataFrame) -> Figure:
+    """DSC and ECE of CE, LS and MbLS over the number of training patients.
+
+    Args:
+        rows: the part "few_patients" of a study, from :func:`part_of`.
+    """
+    figure, (axes,) = plots.new_figure(1, 3, width=12, height=3.6)
+    names = {"ce": "CE", "ls": "LS", "mbls:margin=5": "MbLS, m = 5"}
+    for ax, (column, label) in zip(axes, {"dsc": "DSC", "ece": "ECE", "ece_fg": "ECE, foreground"}.items(), strict=True):
+        plots.lines_with_spread(ax, rows, "train_patients", column, names, "training patients", label)
+    return figure
+
+
 def write_report(folder: str | Path, out: str | Path, protocol: Protocol) -> list[Path]:
-    """What of a finished study is kept: ``OUT.csv`` (a run a row), ``OUT_patients.csv`` (each test patient of it) and ``OUT.md``.
+    """What of a finished study is kept: ``OUT.csv`` (a run a row), ``OUT_patients.csv`` (each test patient of it), ``OUT.md`` and,
+    where that part was run, ``OUT_few_patients.png``.
 
     Args:
         folder: where ``merge`` or ``compare`` wrote results.csv and volumes.csv. out: path and beginning of the names.
@@ -186,11 +202,16 @@ def write_report(folder: str | Path, out: str | Path, protocol: Protocol) -> lis
     kept = sorted({index for part in _PARTS for index in part_of(table, protocol, part).index})
     if not kept:
         raise ValueError(f"{folder}: got no run of the protocol {protocol.name!r} among {len(table)}")
-    table, patients = table.loc[kept], per_patient(volumes).round(6)
+    table = table.loc[kept]
+    patients = per_patient(volumes.merge(table[list(KEYS)])).round(6)
     paths = [Path(f"{out}{ending}") for ending in (".csv", "_patients.csv", ".md")]
     write_table(table, paths[0])
     write_table(patients, paths[1])
     write_text(study_report(table, patients, protocol), paths[2])
+    few = part_of(table, protocol, "few_patients")
+    if not few.empty:
+        paths.append(Path(f"{out}_few_patients.png"))
+        few_patients_figure(few).savefig(paths[-1], dpi=80)
     return paths
 
 
@@ -259,22 +280,24 @@ def _rank_table(rows: pd.DataFrame) -> str:
     return _markdown(["loss", *map(_title, placed.columns)], lines)
 
 
-def _test_table(patients: pd.DataFrame) -> str:
-    """Every loss against CE, and CE after temperature scaling as one more of them."""
-    after = patients[patients["loss"] == "ce"].assign(loss="ce, temperature-scaled")
-    after = after.assign(**{name: after[f"scaled_{name}"] for name in TESTED if f"scaled_{name}" in after})
-    tests = paired_tests(pd.concat([patients, after]), figures=TESTED)
-    lines = []
-    for loss, rows in tests.groupby("loss", sort=False):
-        by_figure = rows.set_index("figure")
-        cells = []
-        for name in TESTED:
-            difference, p = by_figure.loc[name, ["difference", "p"]]
-            cells.append(
-                "0" if difference == 0 else f"{difference:+.{_digits(name)}f} (p {'< 0.001' if p < 0.001 else f'{p:.3f}'})"
-            )
-        lines.append([loss, *cells])
-    return _markdown(["loss", *map(_title, TESTED)], lines)
+def _test_table(patients: pd.DataFrame, by: Sequence[str]) -> str:
+    """Every loss against CE of the same network and training set; CE after temperature scaling counts as one more loss."""
+    groups, lines = list(by[:-1]), []
+    for key, rows in patients.groupby(groups, sort=False) if groups else [((), patients)]:
+        after = rows[rows["loss"] == "ce"].assign(loss="ce, temperature-scaled")
+        if after.empty:  # not trained yet
+            continue
+        after = after.assign(**{name: after[f"scaled_{name}"] for name in TESTED if name != "dsc"})
+        tests = paired_tests(pd.concat([rows, after]), figures=TESTED)
+        for loss, tested in tests.groupby("loss", sort=False):
+            by_figure = tested.set_index("figure")
+            lines.append([*map(str, key), loss, *(_difference(name, *by_figure.loc[name, ["difference", "p"]]) for name in TESTED)])
+    return _markdown([*by, *map(_title, TESTED)], lines)
+
+
+def _difference(figure: str, difference: float, p: float) -> str:
+    shown = "< 0.001" if p < 0.001 else f"{p:.3f}"
+    return "0" if difference == 0 else f"{difference:+.{_digits(figure)}f} (p {shown})"
 
 
 def _digits(figure: str) -> int:
