@@ -173,14 +173,15 @@ def points_by_loss(axes: Axes, table: pd.DataFrame, x: str, y: str, names: Mappi
     """A cross a loss at the means of two figures over the seeds, its arms a standard deviation long; a point for a single seed.
 
     Args:
-        table: a run a row, with columns loss, x and y. names: loss -> what is written beside it; others stay unnamed and pale.
+        table: a run a row, with columns loss, x and y. names: loss -> what is written beside it; others are pale points.
     """
     crosses = []
     for loss, rows in table.groupby("loss", sort=False):
         mean, spread = rows[[x, y]].mean(), rows[[x, y]].std().fillna(0)
         named = loss in names
         style = {"color": loss_colour(loss), "alpha": 1.0 if named else 0.35, "zorder": 3 if named else 2}
-        crosses.append(axes.errorbar(mean[x], mean[y], spread[y], spread[x], marker="o", markersize=5, **style))
+        arms = (spread[y], spread[x]) if named else (None, None)
+        crosses.append(axes.errorbar(mean[x], mean[y], *arms, marker="o", markersize=5, **style))
         if named:
             axes.annotate(names[loss], (mean[x], mean[y]), (5, 5), textcoords="offset points", fontsize=9, color=loss_colour(loss))
     axes.set(title=title)
