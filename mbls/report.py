@@ -229,6 +229,7 @@ def _about(table: pd.DataFrame, protocol: Protocol) -> str:
     columns = ("made_commit", "made_device", "made_precision", "made_torch", "config_data_fingerprint")
     commit, device, precision, torch, data = (" and ".join(sorted(set(table[name].astype(str)))) for name in columns)
     planned = len({run.name for runs in parts(protocol).values() for run in runs})
+    one_seed = "; without ± there was one seed" if (table.groupby(list(KEYS[:-1])).size() == 1).any() else ""
     warning = "" if protocol is PAPER else " **Not the paper's protocol; every table below is of the reduced one.**"
     return f"""# The study on ACDC: {protocol.label}
 
@@ -238,7 +239,7 @@ Written by `python -m mbls report`; do not edit.{warning} What it says in words:
 
 {len(table)} of {planned} runs; seeds {seeds}. {protocol.train_patients} training patients unless said otherwise, then the first
 ones of `{base.split}`, which names the validation and test patients too. The best validation epoch is judged on the test
-patients. Mean ± standard deviation over the seeds; without ± there was one seed. The best mean of a column is bold. Made by
+patients. Mean ± standard deviation over the seeds{one_seed}. The best mean of a column is bold. Made by
 
 ```
 python -m mbls study --protocol {protocol.name} --data ROOT --out runs/acdc --precision {precision}
