@@ -21,6 +21,7 @@ from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.patches import Patch
+from matplotlib.patheffects import withStroke
 
 from mbls.acdc import CLASS_NAMES
 from mbls.metrics import Reliability
@@ -183,7 +184,8 @@ def points_by_loss(axes: Axes, table: pd.DataFrame, x: str, y: str, names: Mappi
         arms = (spread[y], spread[x]) if named else (None, None)
         crosses.append(axes.errorbar(mean[x], mean[y], *arms, marker="o", markersize=5, **style))
         if named:
-            axes.annotate(names[loss], (mean[x], mean[y]), (5, 5), textcoords="offset points", fontsize=9, color=loss_colour(loss))
+            text = axes.annotate(names[loss], (mean[x], mean[y]), (5, 5), textcoords="offset points", fontsize=9, zorder=4)
+            text.set(color=loss_colour(loss), path_effects=[withStroke(linewidth=3, foreground="white")])  # legible over arms
     axes.set(title=title)
     axes.margins(0.18, 0.12)  # room for the names on the right
     axes.grid(alpha=0.3)
