@@ -177,15 +177,16 @@ def points_by_loss(axes: Axes, table: pd.DataFrame, x: str, y: str, names: Mappi
         table: a run a row, with columns loss, x and y. names: loss -> what is written beside it; others are pale points.
     """
     crosses = []
+    halo = [withStroke(linewidth=3, foreground="white")]  # names stay legible over the arms
     for loss, rows in table.groupby("loss", sort=False):
-        mean, spread = rows[[x, y]].mean(), rows[[x, y]].std().fillna(0)
-        named = loss in names
-        style = {"color": loss_colour(loss), "alpha": 1.0 if named else 0.35, "zorder": 3 if named else 2}
-        arms = (spread[y], spread[x]) if named else (None, None)
-        crosses.append(axes.errorbar(mean[x], mean[y], *arms, marker="o", markersize=5, **style))
-        if named:
-            text = axes.annotate(names[loss], (mean[x], mean[y]), (5, 5), textcoords="offset points", fontsize=9, zorder=4)
-            text.set(color=loss_colour(loss), path_effects=[withStroke(linewidth=3, foreground="white")])  # legible over arms
+        mean, spread, colour = rows[[x, y]].mean(), rows[[x, y]].std().fillna(0), loss_colour(loss)
+        at, style = (mean[x], mean[y]), {"marker": "o", "markersize": 5, "color": colour}
+        if loss in names:
+            crosses.append(axes.errorbar(*at, spread[y], spread[x], zorder=3, **style))
+            label = {"fontsize": 9, "color": colour, "path_effects": halo, "zorder": 4}
+            axes.annotate(names[loss], at, (5, 5), textcoords="offset points", **label)
+        else:
+            crosses.append(axes.errorbar(*at, alpha=0.35, zorder=2, **style))
     axes.set(title=title)
     axes.margins(0.18, 0.12)  # room for the names on the right
     axes.grid(alpha=0.3)
