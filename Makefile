@@ -15,6 +15,7 @@ lab: $(STAMP)
 test: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
 	$(BIN)/python -m pytest
 	$(BIN)/python -m mbls phantom
 	MBLS_DATA=$(CURDIR)/data/phantom $(BIN)/python -m pytest --nbval --nbval-current-env notebooks

@@ -26,7 +26,9 @@ def machine() -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="tiny sizes: does it run, not how fast")
-    parser.add_argument("--out", type=Path, default=HERE, help="folder for RESULTS.md and scaling.png (default: %(default)s)")
+    parser.add_argument(
+        "--out", type=Path, default=HERE, help="folder for RESULTS.md and scaling.png (default: %(default)s)"
+    )
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     sections = {
@@ -37,9 +39,8 @@ def main() -> None:
         "Overlap and surface distances": surface_distances.report,
         "How cost grows": functools.partial(scaling.report, options.out),
     }
-    text = (
-        f"# Benchmarks\n\nWritten by `make bench`: {machine()}\n\nRatios of runs in pairs in one process; absolute times drift.\n"
-    )
+    text = f"# Benchmarks\n\nWritten by `make bench`: {machine()}\n\n"
+    text += "Ratios of runs in pairs in one process; absolute times drift.\n"
     for title, report in sections.items():
         section = f"\n## {title}\n\n{report(quick=options.quick)}\n"
         print(section, flush=True)

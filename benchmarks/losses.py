@@ -8,7 +8,15 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks.measure import markdown, paired_ratios, peak_mebibytes, saved_bytes
-from mbls.losses import CrossEntropyLoss, EntropyPenaltyLoss, FocalLoss, LabelSmoothingLoss, MbLSLoss, SVLSLoss, WithDice
+from mbls.losses import (
+    CrossEntropyLoss,
+    EntropyPenaltyLoss,
+    FocalLoss,
+    LabelSmoothingLoss,
+    MbLSLoss,
+    SVLSLoss,
+    WithDice,
+)
 
 SHAPES = [(16, 4, 224, 224), (2, 4, 96, 96, 96), (1, 14, 96, 96, 96)]
 QUICK_SHAPES = [(2, 4, 16, 16), (1, 4, 8, 8, 8)]
@@ -50,7 +58,9 @@ def make_batch(shape: tuple[int, ...]) -> tuple[torch.Tensor, torch.Tensor]:
     return logits, torch.randint(shape[1], (shape[0], *shape[2:]), generator=generator)
 
 
-def step(loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], logits: torch.Tensor, target: torch.Tensor) -> None:
+def step(
+    loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], logits: torch.Tensor, target: torch.Tensor
+) -> None:
     logits.grad = None
     loss(logits, target).backward()
 

@@ -64,7 +64,11 @@ def report(quick: bool = False) -> str:
         # name: (work, its error of the ECE or None, of the CECE or None)
         ours = "**mbls CalibrationBins.update** (ECE, CECE, ACE, MCE, diagrams)"
         contenders = {
-            ours: (lambda p=probs, t=target: CalibrationBins(CLASSES).update(p, t), bins.ece() - ece, bins.cece() - cece),
+            ours: (
+                lambda p=probs, t=target: CalibrationBins(CLASSES).update(p, t),
+                bins.ece() - ece,
+                bins.cece() - cece,
+            ),
             "mbls expected_calibration_error (ECE)": (
                 lambda p=probs, t=target: expected_calibration_error(p, t),
                 expected_calibration_error(probs, target) - ece,

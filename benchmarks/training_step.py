@@ -8,9 +8,9 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.measure import markdown, paired_ratios
-from mbls.acdc import NUM_CLASSES
-from mbls.backbones import build_model
+from mbls.data.acdc import NUM_CLASSES
 from mbls.losses import MbLSLoss
+from mbls.networks.backbones import build_model
 
 #: Name: side of the slice, filters of the first level, levels, normalisation, batch.
 NETWORKS = {
@@ -32,7 +32,14 @@ GROUPS = {
     "batch normalisation": ("batch_norm",),
     "loss": ("_Fused",),
     "Adam": ("adam", "Optimizer"),
-    "pooling, up-sampling, concatenation, ReLU": ("max_pool", "upsample", "aten::cat", "threshold", "clamp_min", "relu"),
+    "pooling, up-sampling, concatenation, ReLU": (
+        "max_pool",
+        "upsample",
+        "aten::cat",
+        "threshold",
+        "clamp_min",
+        "relu",
+    ),
 }
 
 
@@ -64,7 +71,9 @@ def shares(step: Callable[[], None], steps: int) -> dict[str, float]:
             step()
     totals = dict.fromkeys([*GROUPS, "everything else"], 0.0)
     for event in recorded.key_averages():
-        group = next((name for name, parts in GROUPS.items() if any(part in event.key for part in parts)), "everything else")
+        group = next(
+            (name for name, parts in GROUPS.items() if any(part in event.key for part in parts)), "everything else"
+        )
         totals[group] += event.self_cpu_time_total
     whole = sum(totals.values())
     return {name: 100 * total / whole for name, total in totals.items()}
@@ -79,10 +88,13 @@ def report(quick: bool = False) -> str:
         runs = 2 if quick else 40 if network[0] < 100 else 4
         times[name] = paired_ratios(steps, first, runs)
         profiles[name] = shares(steps[FIT], 2 if quick else 20 if network[0] < 100 else 3)
-    table = markdown(("step", *networks), [(variant, *(times[name][variant] for name in networks)) for variant in VARIANTS])
+    table = markdown(
+        ("step", *networks), [(variant, *(times[name][variant] for name in networks)) for variant in VARIANTS]
+    )
     groups = [*GROUPS, "everything else"]
     where = markdown(
-        ("per cent of the step", *networks), [(group, *(f"{profiles[name][group]:.0f}" for name in networks)) for group in groups]
+        ("per cent of the step", *networks),
+        [(group, *(f"{profiles[name][group]:.0f}" for name in networks)) for group in groups],
     )
     about = "; ".join(
         f"{name}: {batch} slices of {size} x {size}, {base} filters, {levels} levels, norm {norm}"

@@ -10,12 +10,12 @@ from torch.utils.data import DataLoader
 
 from benchmarks.losses import MARGIN, permuted_mbls
 from benchmarks.measure import best_seconds, markdown, paired_ratios
-from mbls.acdc import SliceDataset, find_patients
-from mbls.backbones import build_model
-from mbls.devices import make_fabric
+from mbls.data.acdc import SliceDataset, find_patients
+from mbls.data.phantom import make_phantom
+from mbls.engine.devices import make_fabric
+from mbls.engine.fit import FitSettings, fit
 from mbls.losses import MbLSLoss
-from mbls.phantom import make_phantom
-from mbls.training import FitSettings, fit
+from mbls.networks.backbones import build_model
 
 #: Name: side of the slice, filters of the first level, levels, normalisation. Batches of 4 slices, as the paper's.
 NETWORKS = {"the reduced study's": (64, 8, 4, "batch"), "the paper's": (192, 32, 5, None)}
@@ -78,7 +78,9 @@ def report(quick: bool = False) -> str:
             work = loops(network, train)
             ratios = paired_ratios(work, OFFICIAL, runs=2 if quick else 12 if network[0] < 100 else 3)
             seconds = best_seconds(work[OFFICIAL], 2)
-            speeds[name] = {loop: f"{len(train) / (seconds * ratio):.1f} ({1 / ratio:.2f})" for loop, ratio in ratios.items()}
+            speeds[name] = {
+                loop: f"{len(train) / (seconds * ratio):.1f} ({1 / ratio:.2f})" for loop, ratio in ratios.items()
+            }
             steps[name] = seconds * ratios[FIT_BFLOAT16] / -(-len(train) // BATCH_SIZE)
     table = markdown(
         ("slices a second (as a multiple of the first row)", *networks),

@@ -13,8 +13,8 @@ import numpy as np
 import pandas as pd
 import torch
 
-from mbls.experiments import data_home
-from mbls.widgets import LogitExplorer, MarginExplorer, ReliabilityExplorer, SliceExplorer, VoxelExplorer
+from mbls.course.explorers import LogitExplorer, MarginExplorer, ReliabilityExplorer, SliceExplorer, VoxelExplorer
+from mbls.data.home import data_home
 
 MOVES = 40
 
@@ -27,7 +27,11 @@ def explorers() -> dict:
     folder = data_home() / "results"
     tables = [pd.read_csv(folder / f"phantom_margins{ending}.csv") for ending in ("", "_histograms")]
     return {
-        "ReliabilityExplorer, 30,000 voxels": (ReliabilityExplorer(probs, num_voxels=30_000), "num_bins", (10, 20, 30, 40)),
+        "ReliabilityExplorer, 30,000 voxels": (
+            ReliabilityExplorer(probs, num_voxels=30_000),
+            "num_bins",
+            (10, 20, 30, 40),
+        ),
         "LogitExplorer": (LogitExplorer(), "cavity", (-2.0, 0.0, 2.0, 4.0)),
         "VoxelExplorer": (VoxelExplorer(), "margin", (0.0, 2.0, 4.0, 6.0)),
         "SliceExplorer, 192 x 192": (SliceExplorer(images, labels, logits), "margin", (0.0, 2.0, 4.0, 6.0)),

@@ -1,3 +1,7 @@
 """Margin-based label smoothing (MbLS) for calibrated segmentation: losses, calibration metrics and the course's helpers."""
 
+from mbls.losses import MbLSLoss
+from mbls.metrics import CalibrationBins
+
+__all__ = ["CalibrationBins", "MbLSLoss"]
 __version__ = "0.1.0"

@@ -33,8 +33,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _phantom(options: argparse.Namespace) -> int:
-    from mbls.experiments import data_home, find_data
-    from mbls.phantom import make_phantom
+    from mbls.data.home import data_home, find_data
+    from mbls.data.phantom import make_phantom
 
     if options.if_missing:
         root = find_data()
@@ -45,8 +45,8 @@ def _phantom(options: argparse.Namespace) -> int:
 
 
 def _download(options: argparse.Namespace) -> int:
-    from mbls.download import download_patients
-    from mbls.experiments import data_home
+    from mbls.data.download import download_patients
+    from mbls.data.home import data_home
 
     root = download_patients(options.out or data_home() / "acdc", options.patients, options.server, options.folder)
     print(root)
@@ -54,7 +54,7 @@ def _download(options: argparse.Namespace) -> int:
 
 
 def _check(options: argparse.Namespace) -> int:
-    from mbls.acdc import check_patients
+    from mbls.data.acdc import check_patients
 
     report = check_patients(options.root)
     for patient, problems in report.items():
@@ -67,8 +67,8 @@ def _check(options: argparse.Namespace) -> int:
 
 
 def _pack(options: argparse.Namespace) -> int:
-    from mbls.experiments import find_data
-    from mbls.pack import pack_patients
+    from mbls.data.home import find_data
+    from mbls.data.pack import pack_patients
 
     path = pack_patients(find_data(options.data), options.out, options.size)
     print(f"{path}: {path.stat().st_size / 1e6:.1f} MB; tar xf unpacks it")
@@ -76,8 +76,9 @@ def _pack(options: argparse.Namespace) -> int:
 
 
 def _train(options: argparse.Namespace) -> int:
-    from mbls.devices import make_fabric
-    from mbls.experiments import find_data, run_experiment
+    from mbls.data.home import find_data
+    from mbls.engine.devices import make_fabric
+    from mbls.study.experiment import run_experiment
 
     given = {name: getattr(options, name) for name in ("margin", "alpha", "gamma", "sigma")}
     spec = ":".join([options.loss, *(f"{name}={value:g}" for name, value in given.items() if value is not None)])
@@ -91,8 +92,9 @@ def _train(options: argparse.Namespace) -> int:
 
 
 def _compare(options: argparse.Namespace) -> int:
-    from mbls.devices import make_fabric
-    from mbls.experiments import compare, find_data, parse_shard, sweep
+    from mbls.data.home import find_data
+    from mbls.engine.devices import make_fabric
+    from mbls.study.experiment import compare, parse_shard, sweep
 
     shard = None if options.shard is None else parse_shard(options.shard)
     base = _experiment(options, "ce", 0)
@@ -111,9 +113,10 @@ def _finish(table: pd.DataFrame, out: Path, shard: tuple[int, int] | None, fabri
 
 
 def _study(options: argparse.Namespace) -> int:
-    from mbls.devices import make_fabric
-    from mbls.experiments import compare, find_data, parse_shard
-    from mbls.study import PARTS, PROTOCOLS, study
+    from mbls.data.home import find_data
+    from mbls.engine.devices import make_fabric
+    from mbls.study.experiment import compare, parse_shard
+    from mbls.study.paper import PARTS, PROTOCOLS, study
 
     shard = None if options.shard is None else parse_shard(options.shard)
     protocol = PROTOCOLS[options.protocol]
@@ -132,7 +135,7 @@ def _study(options: argparse.Namespace) -> int:
 
 
 def _merge(options: argparse.Namespace) -> int:
-    from mbls.results import merge
+    from mbls.study.results import merge
 
     out = options.out or options.folders[0]
     table, unfinished = merge(options.folders, out)
@@ -144,8 +147,8 @@ def _merge(options: argparse.Namespace) -> int:
 
 
 def _report(options: argparse.Namespace) -> int:
-    from mbls.report import write_report
-    from mbls.study import PROTOCOLS
+    from mbls.study.paper import PROTOCOLS
+    from mbls.study.tables import write_report
 
     for path in write_report(options.folder, options.out, PROTOCOLS[options.protocol]):
         print(path)
@@ -172,8 +175,8 @@ def _print_table(table: pd.DataFrame) -> None:
 
 
 def _experiment(options: argparse.Namespace, loss: str, seed: int):
-    from mbls.experiments import Experiment
-    from mbls.training import FitSettings
+    from mbls.engine.fit import FitSettings
+    from mbls.study.experiment import Experiment
 
     parts = options.patients.split(",")
     if len(parts) != 3:
@@ -219,7 +222,9 @@ def _parser() -> argparse.ArgumentParser:
 
     download = commands.add_parser("download", help="download some patients of ACDC from its official server")
     download.add_argument("--out", type=Path, help="folder for training/patientXXX (default: data/acdc)")
-    download.add_argument("--patients", type=int, default=15, help="how many, spread over the five groups (default: 15)")
+    download.add_argument(
+        "--patients", type=int, default=15, help="how many, spread over the five groups (default: 15)"
+    )
     download.add_argument("--server", help="API root of another Girder server")
     download.add_argument("--folder", help="identifier of the data set's folder there")
     download.set_defaults(run=_download)
@@ -228,14 +233,20 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("root", type=Path)
     check.set_defaults(run=_check)
 
-    pack = commands.add_parser("pack", help="the middle of every volume in one compact .tar.xz, to be carried elsewhere")
-    pack.add_argument("--data", type=Path, help="folder in the ACDC layout (default: $MBLS_DATA, data/acdc or the phantom)")
+    pack = commands.add_parser(
+        "pack", help="the middle of every volume in one compact .tar.xz, to be carried elsewhere"
+    )
+    pack.add_argument(
+        "--data", type=Path, help="folder in the ACDC layout (default: $MBLS_DATA, data/acdc or the phantom)"
+    )
     pack.add_argument("--out", type=Path, required=True, help="file to write, e.g. runs/acdc192.tar.xz")
     pack.add_argument("--size", type=int, default=192, help="side of the square kept of each slice, in voxels")
     pack.set_defaults(run=_pack)
 
     place = argparse.ArgumentParser(add_help=False)
-    place.add_argument("--data", type=Path, help="folder in the ACDC layout (default: $MBLS_DATA, data/acdc or the phantom)")
+    place.add_argument(
+        "--data", type=Path, help="folder in the ACDC layout (default: $MBLS_DATA, data/acdc or the phantom)"
+    )
     place.add_argument("--out", type=Path, required=True, help="folder for checkpoints and results")
     place.add_argument("--split", help="JSON file with the patients of train, val and test, e.g. data/acdc_split.json")
     place.add_argument("--precision", default="32-true", help="32-true, bf16-mixed or 16-mixed")
@@ -250,7 +261,9 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--levels", type=int, default=5)
     run.add_argument("--norm", help="normalisation of the unet: batch or instance (default: none, as in the paper)")
     run.add_argument("--size", type=int, default=192, help="side of the slices given to the network, in voxels")
-    run.add_argument("--crop", type=int, help="side of the square cut from the image, resized to --size (default: --size)")
+    run.add_argument(
+        "--crop", type=int, help="side of the square cut from the image, resized to --size (default: --size)"
+    )
     run.add_argument("--scaling", default="zscore", help="zscore, percentile or none")
     run.add_argument("--augment", action="store_true")
     run.add_argument("--patients", default="0.7,0.1,0.2", help="train,val,test as numbers or fractions")
@@ -264,7 +277,9 @@ def _parser() -> argparse.ArgumentParser:
 
     train = commands.add_parser("train", parents=[run], help="train and judge one network")
     train.add_argument(
-        "--loss", default="mbls", help="ce, ce_dice, ls, fl, ecp, svls, mbls, mbls_dice or nacl; more options as mbls:norm=l2"
+        "--loss",
+        default="mbls",
+        help="ce, ce_dice, ls, fl, ecp, svls, mbls, mbls_dice or nacl; more options as mbls:norm=l2",
     )
     for name in ("margin", "alpha", "gamma", "sigma"):
         train.add_argument(f"--{name}", type=float, help="option of the loss")
@@ -276,11 +291,17 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_argument("--seeds", default="0", help="e.g. 0,1,2")
     compare.set_defaults(run=_compare)
 
-    study = commands.add_parser("study", parents=[place, many], help="the paper's comparison on ACDC, all of it or some parts")
-    study.add_argument("--protocol", choices=("paper", "cpu"), default="paper", help="the paper's, for a GPU, or one for two cores")
+    study = commands.add_parser(
+        "study", parents=[place, many], help="the paper's comparison on ACDC, all of it or some parts"
+    )
+    study.add_argument(
+        "--protocol", choices=("paper", "cpu"), default="paper", help="the paper's, for a GPU, or one for two cores"
+    )
     study.add_argument("--parts", help="losses, margins, weights, few_patients, backbones (default: all)")
     study.add_argument("--seeds", default="0,1,2")
-    study.add_argument("--epochs", type=int, help="another number than the protocol's, e.g. 2 to see whether all of it runs")
+    study.add_argument(
+        "--epochs", type=int, help="another number than the protocol's, e.g. 2 to see whether all of it runs"
+    )
     study.add_argument("--list", action="store_true", help="only print the names of the runs")
     study.set_defaults(run=_study)
 
@@ -292,7 +313,9 @@ def _parser() -> argparse.ArgumentParser:
     report = commands.add_parser("report", help="the tables of a study: runs, test patients, Markdown")
     report.add_argument("folder", type=Path, help="where merge wrote results.csv")
     report.add_argument("--protocol", choices=("paper", "cpu"), default="paper")
-    report.add_argument("--out", type=Path, required=True, help="path and beginning of the names, e.g. data/results/acdc_study")
+    report.add_argument(
+        "--out", type=Path, required=True, help="path and beginning of the names, e.g. data/results/acdc_study"
+    )
     report.set_defaults(run=_report)
     return parser
 

@@ -38,9 +38,13 @@ def _check_logits(logits: torch.Tensor, dim: int) -> None:
     if not -logits.dim() <= dim < logits.dim():
         raise ValueError(f"dim: got {dim}, expected a dimension of logits of shape {tuple(logits.shape)}")
     if logits.shape[dim] < 2:
-        raise ValueError(f"logits: got {logits.shape[dim]} class in dimension {dim} of {tuple(logits.shape)}, expected at least 2")
+        raise ValueError(
+            f"logits: got {logits.shape[dim]} class in dimension {dim} of {tuple(logits.shape)}, expected at least 2"
+        )
     if not torch.isfinite(logits).all():
-        raise ValueError(f"logits: got {int((~torch.isfinite(logits)).sum())} NaN or infinite values, expected finite logits")
+        raise ValueError(
+            f"logits: got {int((~torch.isfinite(logits)).sum())} NaN or infinite values, expected finite logits"
+        )
 
 
 def logit_distances(logits: torch.Tensor, dim: int = 1) -> torch.Tensor:
@@ -200,7 +204,9 @@ def calibration_map(
         logits = free.masked_fill(pinned, 0.0)
         values = loss(logits.repeat_interleave(num_classes, dim=0), labels)
         if values.shape != (n * num_classes,):
-            raise ValueError(f'loss: got values of shape {tuple(values.shape)}, expected one per row; use reduction="none"')
+            raise ValueError(
+                f'loss: got values of shape {tuple(values.shape)}, expected one per row; use reduction="none"'
+            )
         (values.view(n, num_classes) * probs).sum().backward()
         optimizer.step()
     return free.detach().masked_fill(pinned, 0.0).softmax(1)
@@ -246,7 +252,9 @@ def margin_calibration_map(probs: torch.Tensor, margin: float, alpha: float) -> 
 def _checked_distributions(probs: torch.Tensor) -> torch.Tensor:
     """Rows on the simplex as float64, or a ValueError."""
     if probs.dim() != 2 or probs.shape[1] < 2 or not probs.is_floating_point():
-        raise ValueError(f"probs: got shape {tuple(probs.shape)} of {probs.dtype}, expected floating point (N, K) with K >= 2")
+        raise ValueError(
+            f"probs: got shape {tuple(probs.shape)} of {probs.dtype}, expected floating point (N, K) with K >= 2"
+        )
     probs = probs.double()
     if not ((probs >= 0).all() and ((probs.sum(1) - 1).abs() < 1e-4).all()):
         raise ValueError("probs: got rows off the simplex, expected non-negative entries that sum to 1")

@@ -15,6 +15,7 @@ call ``fused`` wherever the two are interchangeable (see :func:`_plain_form_need
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -34,6 +35,7 @@ __all__ = [
     "SVLSLoss",
     "WithDice",
     "build_loss",
+    "parse_loss",
 ]
 
 
@@ -149,12 +151,18 @@ class _Fused(torch.autograd.Function):
         return grad.view(ctx.shape), None, None, None
 
 
-def _checked_target(logits: torch.Tensor, target: torch.Tensor, ignore_index: int) -> tuple[torch.Tensor, torch.Tensor | None]:
+def _checked_target(
+    logits: torch.Tensor, target: torch.Tensor, ignore_index: int
+) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Target as int64 (B, *spatial), and where it counts (None: everywhere), or a ValueError that says what is wrong with it."""
     if logits.dim() < 2 or not logits.is_floating_point():
-        raise ValueError(f"logits: got shape {tuple(logits.shape)} of {logits.dtype}, expected floating point (B, K, *spatial)")
+        raise ValueError(
+            f"logits: got shape {tuple(logits.shape)} of {logits.dtype}, expected floating point (B, K, *spatial)"
+        )
     if logits.shape[1] < 2:
-        raise ValueError(f"logits: got {logits.shape[1]} class (dimension 1 of {tuple(logits.shape)}), expected at least 2")
+        raise ValueError(
+            f"logits: got {logits.shape[1]} class (dimension 1 of {tuple(logits.shape)}), expected at least 2"
+        )
     if target.is_floating_point() or target.is_complex() or target.dtype == torch.bool:
         raise ValueError(f"target: got {target.dtype}, expected integer class labels")
     expected = logits.shape[:1] + logits.shape[2:]
@@ -528,7 +536,9 @@ class WithDice(_Loss):
         from monai.losses import DiceLoss
 
         if loss.reduction != "mean":
-            raise ValueError(f'loss: got reduction={loss.reduction!r}, expected "mean", since a Dice score has no value per voxel')
+            raise ValueError(
+                f'loss: got reduction={loss.reduction!r}, expected "mean", since a Dice score has no value per voxel'
+            )
         self.loss = loss
         self.dice = DiceLoss()
 
@@ -560,7 +570,9 @@ class AlphaSchedule:
     Source: ``schedule_alpha`` of the official implementation of arXiv 2209.09641.
     """
 
-    def __init__(self, alpha: float, mode: str = "constant", step: float = 0.0, every: int = 1, maximum: float = 100.0) -> None:
+    def __init__(
+        self, alpha: float, mode: str = "constant", step: float = 0.0, every: int = 1, maximum: float = 100.0
+    ) -> None:
         if mode not in ("constant", "add", "multiply"):
             raise ValueError(f'mode: got {mode!r}, expected "constant", "add" or "multiply"')
         _check_not_negative(alpha=alpha, step=step, maximum=maximum)
@@ -607,3 +619,22 @@ def build_loss(name: str, num_classes: int, **options: float | int | str) -> _Lo
         return LOSSES[name](num_classes, **options)
     except TypeError as error:
         raise ValueError(f"options of loss {name!r}: got {options}: {error}") from error
+
+
+def parse_loss(spec: str) -> tuple[str, dict[str, float | str]]:
+    """Split "mbls:margin=5:alpha=0.1" into the name and the options of :func:`build_loss`.
+
+    Raises:
+        ValueError: a part that is not key=value.
+    """
+    name, *parts = spec.split(":")
+    options: dict[str, float | str] = {}
+    for part in parts:
+        key, equals, value = part.partition("=")
+        if not (key and equals and value):
+            raise ValueError(f"loss: got {part!r} in {spec!r}, expected name:key=value, e.g. mbls:margin=5")
+        try:
+            options[key] = int(value) if re.fullmatch(r"-?\d+", value) else float(value)
+        except ValueError:
+            options[key] = value
+    return name, options

@@ -83,7 +83,9 @@ class CalibrationBins:
         """
         return self._update(probs, target, mask, classwise=True)
 
-    def _update(self, probs: torch.Tensor, target: torch.Tensor, mask: torch.Tensor | None, classwise: bool) -> CalibrationBins:
+    def _update(
+        self, probs: torch.Tensor, target: torch.Tensor, mask: torch.Tensor | None, classwise: bool
+    ) -> CalibrationBins:
         probs, target, mask = _checked(probs, target, mask)
         if probs.shape[1] != self.num_classes:
             raise ValueError(f"probs: got {probs.shape[1]} classes, expected num_classes={self.num_classes}")
@@ -95,7 +97,10 @@ class CalibrationBins:
         else:  # selecting voxels, or looking at their values, would make the host wait for the device
             for block_probs, label, keep in _blocks(probs, target, mask):
                 if keep is not None:
-                    block_probs, label = torch.where(keep, block_probs, 1 / self.num_classes), label.masked_fill(~keep, 0)
+                    block_probs, label = (
+                        torch.where(keep, block_probs, 1 / self.num_classes),
+                        label.masked_fill(~keep, 0),
+                    )
                 limits = _limits(block_probs, label)
                 self._limits = limits if self._limits is None else torch.maximum(self._limits.to(limits), limits)
                 counter.add(block_probs, label.clamp(0, self.num_classes - 1), keep)
@@ -141,7 +146,9 @@ class CalibrationBins:
     def _gaps(self) -> tuple[torch.Tensor, torch.Tensor]:
         """|mean probability - hit rate| and counts, (K + 1, num_bins) on the CPU; the gap of an empty bin is 0."""
         if self.num_voxels == 0:
-            raise ValueError("CalibrationBins: got no voxel (no update, or every mask was empty), expected at least one")
+            raise ValueError(
+                "CalibrationBins: got no voxel (no update, or every mask was empty), expected at least one"
+            )
         count, prob_sum, hits = self._counted().cpu()
         return (prob_sum - hits).abs() / count.clamp(min=1), count
 
@@ -223,7 +230,9 @@ class _Counter:
             self.buffers = [torch.empty(self.rows, voxels, dtype=dtype, device=probs.device) for dtype in types]
         return [buffer[:, :voxels] for buffer in self.buffers]
 
-    def _number_bins(self, values: torch.Tensor, numbers: torch.Tensor, edges: torch.Tensor, bins: torch.Tensor) -> None:
+    def _number_bins(
+        self, values: torch.Tensor, numbers: torch.Tensor, edges: torch.Tensor, bins: torch.Tensor
+    ) -> None:
         """The smallest b >= 1 with ``p <= b / num_bins``, to the last bit, in a tenth of the time of torch.bucketize."""
         # ceil(p * num_bins), with a factor a little smaller, is b or b - 1; p - edge, rounded up, adds 1 just where p lies beyond.
         torch.mul(values, self.num_bins * (1 - 2**-21), out=numbers).ceil_()
@@ -330,7 +339,9 @@ def region_mask(target: torch.Tensor, region: str, radius: int = 3) -> torch.Ten
     if region not in REGIONS:
         raise ValueError(f"region: got {region!r}, expected one of {', '.join(REGIONS)}")
     if target.is_floating_point() or target.dim() not in (3, 4):
-        raise ValueError(f"target: got shape {tuple(target.shape)} of {target.dtype}, expected integer (B, H, W) or (B, D, H, W)")
+        raise ValueError(
+            f"target: got shape {tuple(target.shape)} of {target.dtype}, expected integer (B, H, W) or (B, D, H, W)"
+        )
     if radius < 1:
         raise ValueError(f"radius: got {radius}, expected at least 1 voxel")
     if region == "all":
@@ -401,7 +412,9 @@ def segmentation_scores(
     one_hot = []
     for name, labels in (("prediction", prediction), ("target", target)):
         if labels.is_floating_point() or labels.min() < 0 or labels.max() >= num_classes:
-            raise ValueError(f"{name}: got labels of {labels.dtype} up to {labels.max()}, expected integers 0..{num_classes - 1}")
+            raise ValueError(
+                f"{name}: got labels of {labels.dtype} up to {labels.max()}, expected integers 0..{num_classes - 1}"
+            )
         one_hot.append(F.one_hot(labels.long(), num_classes).movedim(-1, 0).unsqueeze(0))
     # Which structures are there is decided here: MONAI warns at every absent one and mixes NaN with infinity.
     present = [labels.flatten(2).any(2)[0, 1:].bool() for labels in one_hot]
@@ -420,14 +433,20 @@ def segmentation_scores(
     return scores
 
 
-def _surface_distances(first: torch.Tensor, second: torch.Tensor, spacing: Sequence[float] | None) -> tuple[np.ndarray, np.ndarray]:
+def _surface_distances(
+    first: torch.Tensor, second: torch.Tensor, spacing: Sequence[float] | None
+) -> tuple[np.ndarray, np.ndarray]:
     """From each surface voxel of one structure to the nearest of the other, both ways; both structures are there."""
     from monai.metrics.utils import get_mask_edges, get_surface_distance
 
     # What MONAI's two metrics do inside, but once for both of them and within the structure's box, in about a third of their time.
     places = (first | second).nonzero()
-    box = tuple(slice(low, high + 1) for low, high in zip(places.amin(0).tolist(), places.amax(0).tolist(), strict=True))
-    first_box, second_box = (F.pad(structure[box], (1, 1) * structure.dim()).cpu().numpy() for structure in (first, second))
+    box = tuple(
+        slice(low, high + 1) for low, high in zip(places.amin(0).tolist(), places.amax(0).tolist(), strict=True)
+    )
+    first_box, second_box = (
+        F.pad(structure[box], (1, 1) * structure.dim()).cpu().numpy() for structure in (first, second)
+    )
     edges = get_mask_edges(first_box, second_box, crop=False)
     return get_surface_distance(*edges, spacing=spacing), get_surface_distance(*edges[::-1], spacing=spacing)
 
@@ -443,7 +462,9 @@ def _num_classes(probs: torch.Tensor) -> int:
     if probs.dim() < 2:
         raise ValueError(f"probs: got shape {tuple(probs.shape)}, expected (B, K, *spatial)")
     if probs.shape[1] < 2:
-        raise ValueError(f"probs: got {probs.shape[1]} class (dimension 1 of {tuple(probs.shape)}), expected at least 2")
+        raise ValueError(
+            f"probs: got {probs.shape[1]} class (dimension 1 of {tuple(probs.shape)}), expected at least 2"
+        )
     return probs.shape[1]
 
 
@@ -465,14 +486,18 @@ def _checked(
     if target.dim() == probs.dim() and target.shape[1] == 1:
         target = target.squeeze(1)
     if target.shape != expected:
-        raise ValueError(f"target: got shape {tuple(target.shape)}, expected {tuple(expected)} for probs {tuple(probs.shape)}")
+        raise ValueError(
+            f"target: got shape {tuple(target.shape)}, expected {tuple(expected)} for probs {tuple(probs.shape)}"
+        )
     if mask is not None:
         if mask.dtype != torch.bool:
             raise ValueError(f"mask: got {mask.dtype}, expected bool")
         if mask.dim() == probs.dim() and mask.shape[1] == 1:
             mask = mask.squeeze(1)
         if mask.shape != expected:
-            raise ValueError(f"mask: got shape {tuple(mask.shape)}, expected {tuple(expected)} for probs {tuple(probs.shape)}")
+            raise ValueError(
+                f"mask: got shape {tuple(mask.shape)}, expected {tuple(expected)} for probs {tuple(probs.shape)}"
+            )
     return probs.detach(), target, mask
 
 
@@ -494,7 +519,9 @@ def _blocks(
             yield block, sample_target[part].long(), None if sample_mask is None else sample_mask[part]
 
 
-def _selected(probs: torch.Tensor, target: torch.Tensor, mask: torch.Tensor | None) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+def _selected(
+    probs: torch.Tensor, target: torch.Tensor, mask: torch.Tensor | None
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """The voxels that count in blocks, probs (K, n) and label (n,), their values checked."""
     for block_probs, label, keep in _blocks(probs, target, mask):
         if keep is not None:
@@ -522,7 +549,9 @@ def _raise_if_outside(limits: torch.Tensor, num_classes: int) -> None:
         )
     if minus_low_label > 0 or high_label >= num_classes:
         wrong = int(-minus_low_label if minus_low_label > 0 else high_label)
-        raise ValueError(f"target: got label {wrong}, expected 0..{num_classes - 1}; mask out the voxels that do not count")
+        raise ValueError(
+            f"target: got label {wrong}, expected 0..{num_classes - 1}; mask out the voxels that do not count"
+        )
 
 
 def _label_wins(probs: torch.Tensor, label: torch.Tensor, confidence: torch.Tensor) -> torch.Tensor:

@@ -23,7 +23,7 @@ from matplotlib.image import AxesImage
 from matplotlib.patches import Patch
 from matplotlib.patheffects import withStroke
 
-from mbls.acdc import CLASS_NAMES
+from mbls.data.acdc import CLASS_NAMES
 from mbls.metrics import Reliability
 
 __all__ = [
@@ -97,7 +97,9 @@ def show_labels(axes: Axes, labels: np.ndarray, alpha: float = 0.55) -> AxesImag
     """Labels (x, y) over an image; the background stays clear."""
     labels = np.asarray(labels).T
     shown = np.ma.masked_equal(labels, 0)
-    return axes.imshow(shown, cmap=ListedColormap(STRUCTURE_COLOURS), vmin=1, vmax=3, alpha=alpha, interpolation="nearest")
+    return axes.imshow(
+        shown, cmap=ListedColormap(STRUCTURE_COLOURS), vmin=1, vmax=3, alpha=alpha, interpolation="nearest"
+    )
 
 
 def structure_legend(axes: Axes) -> Artist:
@@ -106,7 +108,9 @@ def structure_legend(axes: Axes) -> Artist:
     return axes.legend(handles=patches, loc="upper center", bbox_to_anchor=(0.5, -0.02), ncols=3, frameon=False)
 
 
-def show_scalar(axes: Axes, values: np.ndarray, label: str, title: str = "", limits: tuple[float, float] = (0, 1)) -> AxesImage:
+def show_scalar(
+    axes: Axes, values: np.ndarray, label: str, title: str = "", limits: tuple[float, float] = (0, 1)
+) -> AxesImage:
     """A map (x, y) of one number a voxel, with a colour bar."""
     shown = axes.imshow(np.asarray(values).T, cmap="cividis", vmin=limits[0], vmax=limits[1])
     axes.set(title=title, xticks=[], yticks=[])
@@ -147,7 +151,9 @@ def reliability_diagram(axes: Axes, reliability: Reliability, title: str = "", c
     return [bars, gap, diagonal]
 
 
-def curves(axes: Axes, series: Mapping[str, Sequence[float]], xlabel: str, ylabel: str, title: str = "") -> list[Artist]:
+def curves(
+    axes: Axes, series: Mapping[str, Sequence[float]], xlabel: str, ylabel: str, title: str = ""
+) -> list[Artist]:
     """One line a loss over 1, 2, 3, ...; values that are missing (NaN) are skipped."""
     lines = []
     for name, values in series.items():
@@ -170,7 +176,9 @@ def bars_by_loss(axes: Axes, values: Mapping[str, float], ylabel: str, title: st
     return list(bars)
 
 
-def points_by_loss(axes: Axes, table: pd.DataFrame, x: str, y: str, names: Mapping[str, str], title: str = "") -> list[Artist]:
+def points_by_loss(
+    axes: Axes, table: pd.DataFrame, x: str, y: str, names: Mapping[str, str], title: str = ""
+) -> list[Artist]:
     """A cross a loss at the means of two figures over the seeds, its arms a standard deviation long; a point for a single seed.
 
     Args:
@@ -206,7 +214,9 @@ def lines_with_spread(
         groups = table[table["loss"] == loss].groupby(x)[y]
         mean, spread = groups.mean(), groups.std().fillna(0)
         lines.append(
-            axes.errorbar(mean.index, mean, spread, marker="o", markersize=4, capsize=3, color=loss_colour(loss), label=name)
+            axes.errorbar(
+                mean.index, mean, spread, marker="o", markersize=4, capsize=3, color=loss_colour(loss), label=name
+            )
         )
     axes.set(xlabel=xlabel, ylabel=ylabel)
     axes.grid(alpha=0.3)

@@ -7,8 +7,8 @@ import pytest
 import torch
 from hypothesis import settings
 
-from mbls.acdc import find_patients
-from mbls.phantom import make_phantom
+from mbls.data.acdc import find_patients
+from mbls.data.phantom import make_phantom
 
 torch.set_num_threads(2)
 # No test is timed: the first example of a property may have to wait for an import or a busy machine.

@@ -14,7 +14,10 @@ ROOT = Path(__file__).resolve().parents[1]
 
 def test_quick_run_writes_every_section(tmp_path):
     subprocess.run(
-        [sys.executable, "-m", "benchmarks", "--quick", "--out", str(tmp_path)], cwd=ROOT, check=True, capture_output=True
+        [sys.executable, "-m", "benchmarks", "--quick", "--out", str(tmp_path)],
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
     )
     results = (tmp_path / "RESULTS.md").read_text()
     recorded = (ROOT / "benchmarks" / "RESULTS.md").read_text()

@@ -167,7 +167,9 @@ def test_penalties_work_along_any_dimension():
     for penalty in PENALTIES.values():
         assert penalty.value(logits).shape == (2, 3, 5)
         torch.testing.assert_close(penalty.value(logits.movedim(1, -1), dim=-1), penalty.value(logits))
-        torch.testing.assert_close(penalty.gradient(logits.movedim(1, -1), dim=-1).movedim(-1, 1), penalty.gradient(logits))
+        torch.testing.assert_close(
+            penalty.gradient(logits.movedim(1, -1), dim=-1).movedim(-1, 1), penalty.gradient(logits)
+        )
 
 
 Q = torch.tensor([[0.7, 0.2, 0.1], [0.4, 0.35, 0.25], [0.9, 0.07, 0.03], [1 / 3, 1 / 3, 1 / 3]], dtype=torch.float64)
@@ -179,7 +181,9 @@ def test_point_7_cross_entropy_converges_to_q():
 
 def test_point_7_label_smoothing_converges_to_smoothed_q():
     expected = 0.9 * Q + 0.1 / 3
-    torch.testing.assert_close(calibration_map(LabelSmoothingLoss(0.1, reduction="none"), Q), expected, atol=1e-6, rtol=0)
+    torch.testing.assert_close(
+        calibration_map(LabelSmoothingLoss(0.1, reduction="none"), Q), expected, atol=1e-6, rtol=0
+    )
 
 
 @pytest.mark.parametrize("loss", [EntropyPenaltyLoss(0.1, reduction="none"), FocalLoss(3, reduction="none")])
@@ -272,7 +276,10 @@ def test_margins_below_3_61_end_alike_on_a_certain_voxel():
         (lambda: margin_penalty(torch.ones(3, 2), -1), "margin: got -1"),
         (lambda: confidence_at_margin(-1, 4), "margin: got -1"),
         (lambda: confidence_at_margin(1, 1), "num_classes: got 1"),
-        (lambda: calibration_map(CrossEntropyLoss(reduction="none"), torch.ones(2, 3)), "probs: got rows off the simplex"),
+        (
+            lambda: calibration_map(CrossEntropyLoss(reduction="none"), torch.ones(2, 3)),
+            "probs: got rows off the simplex",
+        ),
         (lambda: calibration_map(CrossEntropyLoss(reduction="none"), torch.ones(3)), "probs: got shape"),
         (lambda: calibration_map(CrossEntropyLoss(), Q), "loss: got values of shape"),
     ],

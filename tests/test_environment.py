@@ -28,7 +28,9 @@ def requirements():
 def conda_packages():
     dependencies = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
     lines = [line for line in dependencies if isinstance(line, str)]
-    lines += [line for part in dependencies if isinstance(part, dict) for line in part["pip"] if not line.startswith("-")]
+    lines += [
+        line for part in dependencies if isinstance(part, dict) for line in part["pip"] if not line.startswith("-")
+    ]
     return {requirement.name: requirement.specifier for requirement in map(Requirement, lines)}
 
 

@@ -68,7 +68,9 @@ def test_value_is_the_formula(name):
 def test_cross_entropy_and_label_smoothing_are_torchs():
     logits, target = make_batch()
     torch.testing.assert_close(CrossEntropyLoss()(logits, target), F.cross_entropy(logits, target))
-    torch.testing.assert_close(LabelSmoothingLoss(0.2)(logits, target), F.cross_entropy(logits, target, label_smoothing=0.2))
+    torch.testing.assert_close(
+        LabelSmoothingLoss(0.2)(logits, target), F.cross_entropy(logits, target, label_smoothing=0.2)
+    )
 
 
 def test_special_cases_reduce_to_cross_entropy():
@@ -360,7 +362,9 @@ def test_gradient_checkpointing_and_a_second_backward(use_reentrant):
     images.requires_grad_()
     head, loss = torch.nn.Conv2d(K, K, 1), MbLSLoss(1.0)
     (expected,) = torch.autograd.grad(loss(head(images), target), images)
-    value = torch.utils.checkpoint.checkpoint(lambda values: loss(head(values), target), images, use_reentrant=use_reentrant)
+    value = torch.utils.checkpoint.checkpoint(
+        lambda values: loss(head(values), target), images, use_reentrant=use_reentrant
+    )
     value.backward()
     torch.testing.assert_close(images.grad, expected)
     value = loss(images, target)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from mbls.acdc import read_volume
+from mbls.data.acdc import read_volume
 from mbls.metrics import (
     CalibrationBins,
     adaptive_calibration_error,
@@ -37,7 +37,9 @@ def truth_in_float64(probs, target, num_bins=15):
 
     def error(values, hits):
         bins = np.searchsorted(edges, values, side="left")
-        gaps = np.bincount(bins, values.astype(np.float64), num_bins) - np.bincount(bins, hits.astype(np.float64), num_bins)
+        gaps = np.bincount(bins, values.astype(np.float64), num_bins) - np.bincount(
+            bins, hits.astype(np.float64), num_bins
+        )
         return np.abs(gaps).sum() / len(values)
 
     ece = error(probs.max(0), probs.argmax(0) == target)
@@ -79,7 +81,9 @@ def test_hand_computed_scores():
 def test_bins_are_right_closed_and_hold_their_ends():
     values = torch.tensor([0.0, 0.2, 0.2 + 1e-6, 0.4, 1.0], dtype=torch.float64)
     probs = torch.stack([values, 1 - values], dim=1)
-    count = CalibrationBins(2, num_bins=5).update(probs, torch.zeros(5, dtype=torch.long)).reliability(class_index=0).count
+    count = (
+        CalibrationBins(2, num_bins=5).update(probs, torch.zeros(5, dtype=torch.long)).reliability(class_index=0).count
+    )
     assert count.tolist() == [2, 2, 0, 0, 1]
 
 
@@ -88,7 +92,9 @@ def test_bins_are_right_closed_and_hold_their_ends():
 def test_bins_are_exact_at_every_edge(num_bins, dtype):
     edges = (torch.arange(num_bins + 1, dtype=torch.float64) / num_bins).to(dtype)
     ends = torch.tensor([0.0, 1.0], dtype=dtype)
-    around = torch.cat([edges, torch.nextafter(edges, ends[:1]), torch.nextafter(edges, ends[1:]), torch.rand(1000).to(dtype)])
+    around = torch.cat(
+        [edges, torch.nextafter(edges, ends[:1]), torch.nextafter(edges, ends[1:]), torch.rand(1000).to(dtype)]
+    )
     probs = torch.stack([around, 1 - around], dim=1)
     counted = CalibrationBins(2, num_bins).update(probs, torch.zeros(len(around), dtype=torch.long))
     expected = torch.bincount(torch.bucketize(around, edges[1:-1]), minlength=num_bins)
@@ -174,7 +180,9 @@ def test_against_monai():
         from monai.metrics import CalibrationErrorMetric
 
     probs, target = make_predictions(100_000)
-    metric = CalibrationErrorMetric(num_bins=15, include_background=True, calibration_reduction="expected", metric_reduction="mean")
+    metric = CalibrationErrorMetric(
+        num_bins=15, include_background=True, calibration_reduction="expected", metric_reduction="mean"
+    )
     one_hot = torch.nn.functional.one_hot(target, 4).movedim(-1, 1)
     metric(y_pred=probs.view(1, 4, 100, 1000), y=one_hot.view(1, 4, 100, 1000))
     theirs = torch.as_tensor(metric.aggregate()).mean().item()
@@ -211,7 +219,10 @@ def test_layouts_and_masks_agree():
 def test_regions(dtype):
     target = torch.zeros(1, 15, 15, dtype=dtype)
     target[0, 5:10, 5:10] = 2
-    count = {region: int(region_mask(target, region, radius=1).sum()) for region in ("all", "foreground", "dilated", "boundary")}
+    count = {
+        region: int(region_mask(target, region, radius=1).sum())
+        for region in ("all", "foreground", "dilated", "boundary")
+    }
     # Within one voxel of the border: the ring outside (49 - 25) and the ring inside (25 - 9).
     assert count == {"all": 225, "foreground": 25, "dilated": 49, "boundary": 24 + 16}
     volume = target.unsqueeze(1).expand(1, 5, 15, 15)
@@ -271,7 +282,13 @@ PROBS, TARGET = make_predictions(60)
 
 @pytest.mark.parametrize(
     "metric",
-    [expected_calibration_error, classwise_calibration_error, adaptive_calibration_error, brier_score, negative_log_likelihood],
+    [
+        expected_calibration_error,
+        classwise_calibration_error,
+        adaptive_calibration_error,
+        brier_score,
+        negative_log_likelihood,
+    ],
 )
 @pytest.mark.parametrize(
     ("probs", "target", "mask", "message"),

@@ -8,7 +8,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from mbls import checks
+from mbls.course import exercises
 
 ROOT = Path(__file__).resolve().parents[1] / "notebooks"
 LESSONS = sorted(ROOT.glob("*.ipynb"))
@@ -40,7 +40,9 @@ def text(notebook, kind):
 def test_ran_from_top_to_bottom_without_error_or_warning(notebook):
     counts = [cell.execution_count for cell in notebook.cells if cell.cell_type == "code"]
     assert counts == list(range(1, len(counts) + 1))
-    assert [output for output in outputs(notebook) if output.output_type == "error" or output.get("name") == "stderr"] == []
+    assert [
+        output for output in outputs(notebook) if output.output_type == "error" or output.get("name") == "stderr"
+    ] == []
 
 
 def test_outputs_are_small_and_name_no_machine(notebook):
@@ -57,7 +59,9 @@ def test_pictures_have_alt_text(notebook):
 
 def test_code_cells_are_short(notebook):
     code = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
-    lessons = [source for source in code if not source.startswith(("import ", "from "))]  # the import cell may be longer
+    lessons = [
+        source for source in code if not source.startswith(("import ", "from "))
+    ]  # the import cell may be longer
     assert len(code) - len(lessons) <= 1
     assert [source for source in lessons if source.count("\n") >= 15] == []
 
@@ -74,32 +78,36 @@ def test_reads_like_a_lesson(lesson):
         assert part in prose, part
 
 
-def exercises(notebook):
-    return re.findall(r"checks\.(exercise_\w+)\(", text(notebook, "code"))
+def asked_in(notebook):
+    return re.findall(r"exercises\.(exercise_\w+)\(", text(notebook, "code"))
 
 
 def test_exercises_ask_for_code_and_for_a_prediction(lesson):
-    assert 2 <= len(exercises(lesson)) <= 3
+    assert 2 <= len(asked_in(lesson)) <= 3
     prose = text(lesson, "markdown")
     assert "(code)" in prose
     assert "(predict" in prose
-    unanswered = [output.data["text/plain"] for output in outputs(lesson) if "Not answered yet" in str(output.get("data"))]
-    assert len(unanswered) == len(exercises(lesson)), "exercises are handed out unsolved"
+    unanswered = [
+        output.data["text/plain"] for output in outputs(lesson) if "Not answered yet" in str(output.get("data"))
+    ]
+    assert len(unanswered) == len(asked_in(lesson)), "exercises are handed out unsolved"
 
 
 @pytest.mark.parametrize("path", SOLUTIONS, ids=name)
 def test_solutions_answer_every_exercise_of_their_lesson(path):
     (lesson,) = (each for each in LESSONS if each.stem[:2] == path.stem[:2])
     solution = nbformat.read(path, as_version=4)
-    asked = exercises(nbformat.read(lesson, as_version=4))
-    assert exercises(solution) == asked
-    passed = [output for output in outputs(solution) if str(output.get("data", {}).get("text/plain", "")).startswith("✓")]
+    asked = asked_in(nbformat.read(lesson, as_version=4))
+    assert asked_in(solution) == asked
+    passed = [
+        output for output in outputs(solution) if str(output.get("data", {}).get("text/plain", "")).startswith("✓")
+    ]
     assert len(passed) == len(asked)
 
 
 def test_every_check_belongs_to_a_lesson():
-    asked = [exercise for path in LESSONS for exercise in exercises(nbformat.read(path, as_version=4))]
-    assert asked == [each for each in checks.__all__ if each.startswith("exercise_")]
+    asked = [exercise for path in LESSONS for exercise in asked_in(nbformat.read(path, as_version=4))]
+    assert asked == [each for each in exercises.__all__ if each.startswith("exercise_")]
 
 
 @pytest.mark.parametrize("path", [*LESSONS, *SOLUTIONS, ROOT / "INSTRUCTORS.md"], ids=name)
@@ -111,7 +119,9 @@ def test_links_between_files_lead_somewhere(path):
 
 def test_instructors_cite_sections_that_exist():
     """A quiz answer such as (04, "Label smoothing") leads to a heading of that notebook."""
-    headings = {path.stem[:2]: re.findall(r"^#+ (.*)$", text(nbformat.read(path, 4), "markdown"), re.M) for path in LESSONS}
+    headings = {
+        path.stem[:2]: re.findall(r"^#+ (.*)$", text(nbformat.read(path, 4), "markdown"), re.M) for path in LESSONS
+    }
     cited = re.findall(r'\b(0\d), ((?:"[^"]+"(?:, )?\s*)+)', (ROOT / "INSTRUCTORS.md").read_text())
     sections = [(number, section) for number, names in cited for section in re.findall(r'"([^"]+)"', names)]
     assert len(sections) > 15
@@ -149,7 +159,7 @@ def test_nbval_catches_a_changed_number_in_an_explorer(tmp_path):
     source = nbformat.read(ROOT / "05_margin_explorer.ipynb", as_version=4)
     source.cells = [cell for cell in source.cells if cell.source.startswith("voxel = VoxelExplorer(")]
     assert len(source.cells) == 1
-    source.cells[0].source = "from mbls.widgets import VoxelExplorer\n" + source.cells[0].source
+    source.cells[0].source = "from mbls.course.explorers import VoxelExplorer\n" + source.cells[0].source
     path = tmp_path / "copy.ipynb"
     nbformat.write(source, path)
     assert run_nbval(path).returncode == 0

@@ -30,9 +30,13 @@ def open_and_run_all(page, lab, name):
     page.goto(f"{lab['url']}/lab/tree/{name}?token={lab['token']}&reset")
     page.wait_for_selector(".jp-Notebook .jp-CodeCell", timeout=60_000)
     kernel = f"fetch('/api/kernels?token={lab['token']}').then(answer => answer.json())"
-    wait_until(page, f"{kernel}.then(all => all.some(one => one.execution_state === 'idle' && one.connections > 0))", 60)
+    wait_until(
+        page, f"{kernel}.then(all => all.some(one => one.execution_state === 'idle' && one.connections > 0))", 60
+    )
     prompts = "[...document.querySelectorAll('.jp-CodeCell .jp-InputPrompt')].map(prompt => prompt.textContent)"
-    while not page.evaluate(f"{prompts}.some(text => /[0-9*]/.test(text))"):  # a command before the page knows its kernel is lost
+    while not page.evaluate(
+        f"{prompts}.some(text => /[0-9*]/.test(text))"
+    ):  # a command before the page knows its kernel is lost
         page.get_by_role("menuitem", name="Run", exact=True).click()
         page.get_by_role("menuitem", name=re.compile("^Run All Cells")).click()
         page.wait_for_timeout(2000)
@@ -84,7 +88,10 @@ def assert_clean(page):
     [
         ("01_what_is_calibration.ipynb", [("voxels in the sample", 0), ("bins", 0), ("temperature", 0)]),
         ("03_logit_distances.ipynb", [("logit of LV", 0), ("logit of background", 0)]),
-        ("05_margin_explorer.ipynb", [("margin m", 0), ("weight λ", 0), ("slice", 1), ("networks trained with margin m", 2)]),
+        (
+            "05_margin_explorer.ipynb",
+            [("margin m", 0), ("weight λ", 0), ("slice", 1), ("networks trained with margin m", 2)],
+        ),
     ],
 )
 def test_notebook_runs_and_its_sliders_answer_to_the_keyboard(page, lab, name, moves):
@@ -115,6 +122,6 @@ def test_last_position_of_a_fast_drag_wins(page, lab):
 
 
 DRAG = """{"cells": [{"cell_type": "code", "execution_count": null, "id": "a", "metadata": {}, "outputs": [],
- "source": "from mbls.widgets import VoxelExplorer\\nVoxelExplorer(margin=0)"}],
+ "source": "from mbls.course.explorers import VoxelExplorer\\nVoxelExplorer(margin=0)"}],
  "metadata": {"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"}},
  "nbformat": 4, "nbformat_minor": 5}"""

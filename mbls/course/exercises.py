@@ -1,0 +1,513 @@
+"""The exercises' own checks: each says whether an answer holds and, where it does not, which thought went astray.
+
+``exercise_2_1`` belongs to exercise 2.1 of notebook 02. An answer left as ``...`` is "not answered yet", never an error, so that a
+notebook with unsolved exercises runs from top to bottom. Worked answers are in ``notebooks/solutions``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+import torch.nn.functional as F
+
+from mbls.constraints import confidence_at_margin, logit_distances, margin_calibration_map
+from mbls.data.home import data_home
+from mbls.losses import MbLSLoss
+from mbls.metrics import average_over_volumes, expected_calibration_error
+from mbls.study.paper import CPU
+from mbls.study.tables import part_of
+
+__all__ = [
+    "Feedback",
+    "exercise_0_1",
+    "exercise_0_2",
+    "exercise_0_3",
+    "exercise_1_1",
+    "exercise_1_2",
+    "exercise_1_3",
+    "exercise_2_1",
+    "exercise_2_2",
+    "exercise_2_3",
+    "exercise_3_1",
+    "exercise_3_2",
+    "exercise_3_3",
+    "exercise_4_1",
+    "exercise_4_2",
+    "exercise_4_3",
+    "exercise_5_1",
+    "exercise_5_2",
+    "exercise_5_3",
+    "exercise_6_1",
+    "exercise_6_2",
+]
+
+
+@dataclass(frozen=True)
+class Feedback:
+    """What a check has to say; ``passed`` is None for an exercise that was not answered."""
+
+    passed: bool | None
+    message: str
+
+    def __repr__(self) -> str:
+        mark = {True: "✓", False: "✗", None: "…"}[self.passed]
+        return f"{mark} {self.message}"
+
+
+_UNANSWERED = Feedback(None, "Not answered yet: put your answer in place of the three dots and run the cell again.")
+
+
+def _right(message: str) -> Feedback:
+    return Feedback(True, message)
+
+
+def _wrong(message: str) -> Feedback:
+    return Feedback(False, message)
+
+
+def _open(answer: Any) -> bool:
+    return answer is None or answer is ...
+
+
+def _number(
+    answer: Any, expected: float, tolerance: float, praise: str, hints: dict[float, str], hint: str
+) -> Feedback:
+    """Judge a number; ``hints`` explain well-known wrong ones, ``hint`` all others."""
+    if _open(answer):
+        return _UNANSWERED
+    try:
+        value = float(answer)
+    except (TypeError, ValueError):
+        return _wrong(f"A number is wanted here, this is {type(answer).__name__} {answer!r}.")
+    if abs(value - expected) <= tolerance:
+        return _right(praise)
+    for wrong, explanation in hints.items():
+        if abs(value - wrong) <= tolerance:
+            return _wrong(f"{value:g}: {explanation}")
+    return _wrong(f"{value:g} is too {'large' if value > expected else 'small'}. {hint}")
+
+
+def _choice(answer: Any, options: dict[str, str], right: str) -> Feedback:
+    """Judge one word out of a few; ``options`` says of each what it means."""
+    if _open(answer):
+        return _UNANSWERED
+    if not isinstance(answer, str) or answer.strip().lower() not in options:
+        return _wrong(f"{answer!r} is none of the choices: {', '.join(repr(option) for option in options)}.")
+    chosen = answer.strip().lower()
+    return Feedback(chosen == right, options[chosen])
+
+
+def _code(answer: Any, judge: Callable[[Any], Feedback], *arguments: Any) -> Feedback:
+    """Judge what a function makes of the arguments; what it raises is told, not raised."""
+    if _open(answer):
+        return _UNANSWERED
+    if not callable(answer):
+        return _wrong(f"Give the function itself, without calling it; this is {type(answer).__name__} {answer!r}.")
+    try:
+        got = answer(*arguments)
+        return _UNANSWERED if _open(got) else judge(got)
+    except Exception as error:
+        return _wrong(f"Your function raised {type(error).__name__}: {error}")
+
+
+def _misformed(got: Any, expected: torch.Tensor) -> str:
+    """What is wrong with the kind or shape of a result; "" where nothing is."""
+    if not isinstance(got, (torch.Tensor, np.ndarray, float, int)):
+        return f"It returns {type(got).__name__}, a tensor or a number is wanted."
+    shape = tuple(torch.as_tensor(got).shape)
+    return "" if shape == expected.shape else f"It returns shape {shape}, expected {tuple(expected.shape)}."
+
+
+def _equal(got: Any, expected: torch.Tensor) -> bool:
+    """Whether a result has the expected shape and values."""
+    return not _misformed(got, expected) and torch.allclose(
+        torch.as_tensor(got).double(), expected.double(), atol=1e-5, rtol=1e-5
+    )
+
+
+def _logits() -> torch.Tensor:
+    """A batch whose channel, height and width differ, so that a wrong dimension shows."""
+    return 3 * torch.randn(2, 4, 5, 6, generator=torch.Generator().manual_seed(1))
+
+
+# 00 Start here
+
+
+def exercise_0_1(answer: Any) -> Feedback:
+    """Distance of MYO in a voxel with logits (1, -2, 3, 5) of background, RV, MYO, LV."""
+    hints = {
+        3.0: "that is the logit itself. The distance is measured from the largest logit.",
+        -2.0: "right size, wrong sign: d = max - logit is never negative.",
+        7.0: "that is RV's distance; MYO is the third of the four.",
+    }
+    return _number(
+        answer, 2.0, 1e-6, "Yes: the largest logit is 5 (LV), MYO has 3, so d = 5 - 3 = 2.", hints, "Take max - logit."
+    )
+
+
+def exercise_0_2(answer: Any) -> Feedback:
+    """Confidence of a voxel exactly on the margin m = 5 with K = 2 classes."""
+    hints = {
+        confidence_at_margin(5, 4): "that is for four classes. With two there is only one other class to share with.",
+        math.exp(-5): "exp(-5) is how much less the loser has than the winner; the two must sum to 1.",
+    }
+    return _number(
+        answer,
+        confidence_at_margin(5, 2),
+        5e-4,
+        "Yes: 1 / (1 + exp(-5)) = 0.993.",
+        hints,
+        "Use 1 / (1 + (K - 1) exp(-m)).",
+    )
+
+
+def exercise_0_3(answer: Any) -> Feedback:
+    """A function confidence(logits) of one voxel's logits (K,)."""
+    logits = torch.tensor([1.0, -2.0, 3.0, 0.5])
+
+    def judge(got: Any) -> Feedback:
+        expected = logits.softmax(0).max()
+        if _equal(got, expected):
+            return _right(f"Yes: {float(expected):.3f} for a test voxel, the largest of its probabilities.")
+        if isinstance(got, torch.Tensor) and got.shape == logits.shape:
+            return _wrong(
+                "These are all K probabilities (or logits); the confidence is the largest probability, one number."
+            )
+        return _wrong(
+            _misformed(got, expected)
+            or f"{float(got):.3f} instead of {float(expected):.3f}: softmax over the classes, then its maximum."
+        )
+
+    return _code(answer, judge, logits)
+
+
+# 01 What is calibration
+
+
+def exercise_1_1(answer: Any) -> Feedback:
+    """Gap of a bin: 1000 voxels with mean confidence 0.8, 600 of them right."""
+    hints = {
+        0.6: "that is the accuracy. The gap is how far the confidence is from it.",
+        -0.2: "right size; ECE takes the absolute value, or errors of two bins would cancel.",
+        0.8: "that is the confidence. How often was it right?",
+    }
+    return _number(
+        answer, 0.2, 1e-6, "Yes: 0.8 claimed, 0.6 kept, a gap of 0.2.", hints, "The gap is |confidence - accuracy|."
+    )
+
+
+def exercise_1_2(answer: Any) -> Feedback:
+    """A function ece(confidence, correct, num_bins) of two arrays of n voxels."""
+    random = np.random.RandomState(0)
+    confidence = random.uniform(0.5, 1, 4000)
+    correct = random.uniform(size=4000) < np.clip(
+        1.5 * confidence - 0.35, 0, 1
+    )  # too sure at 0.5, not sure enough at 0.9
+
+    def judge(got: Any) -> Feedback:
+        probs = torch.tensor(np.stack([confidence, 1 - confidence], 1))
+        expected = expected_calibration_error(probs, torch.from_numpy(1 - correct.astype(np.int64)), 10)
+        bins = np.ceil(confidence * 10)
+        parts = [(confidence[bins == b], correct[bins == b]) for b in np.unique(bins)]
+        unweighted = float(np.mean([abs(c.mean() - h.mean()) for c, h in parts]))
+        signed = float(sum((c - h).sum() for c, h in parts) / 4000)
+        overall = float(abs(confidence.mean() - correct.mean()))
+        hints = {
+            unweighted: "every bin counts the same in yours (that is ACE). Weight each gap by the bin's share of the voxels.",
+            signed: "take the absolute value of each bin's gap before adding them up.",
+            overall: "this is |mean confidence - accuracy| over all voxels at once. The gap has to be taken bin by bin.",
+        }
+        hint = "Per bin: its share of the voxels times |mean confidence - mean of correct|; then the sum."
+        return _number(got, expected, 1e-6, f"Yes: {expected:.4f} on a test set, as mbls.metrics has it.", hints, hint)
+
+    return _code(answer, judge, confidence, correct, 10)
+
+
+def exercise_1_3(answer: Any) -> Feedback:
+    """Voxels that a bin with accuracy 0.9 needs for a standard error of 0.01."""
+    hints = {
+        9: "that is a standard error of 0.1. Ten times less error takes a hundred times the voxels.",
+        90: "check the square: the error is sqrt(p (1 - p) / n), so n = p (1 - p) / error².",
+        8100: "the variance of a hit is p (1 - p), not p².",
+    }
+    praise = "Yes: 0.9 · 0.1 / 0.01² = 900. And this for every bin, if neighbouring voxels were independent, which they are not."
+    return _number(answer, 900, 1, praise, hints, "Solve sqrt(p (1 - p) / n) = 0.01 for n.")
+
+
+# 02 Cross-entropy is overconfident
+
+
+def exercise_2_1(answer: Any) -> Feedback:
+    """A function gradient(logits, label): the gradient of cross-entropy in the logits (K,) of one voxel."""
+    logits, label = torch.tensor([1.0, -0.5, 2.0, 0.0]), 0
+
+    def judge(got: Any) -> Feedback:
+        expected = logits.softmax(0) - F.one_hot(torch.tensor(label), 4)
+        if _equal(got, expected):
+            return _right("Yes: s - y. Only the labelled class has a negative entry, and no entry is ever exactly 0.")
+        if _equal(got, -expected):
+            return _wrong(
+                "The sign is turned: that is the direction in which descent moves, the gradient is its opposite."
+            )
+        if _equal(got, logits.softmax(0)):
+            return _wrong("That is the softmax; the one-hot vector of the label still has to be taken off.")
+        return _wrong(
+            _misformed(got, expected) or "The values are not those of s - y. Softmax first, then 1 off at the label."
+        )
+
+    return _code(answer, judge, logits, label)
+
+
+def exercise_2_2(answer: Any) -> Feedback:
+    """How many times longer gradient descent needs from d to d + 5, than it has needed to reach d (about)."""
+    hints = {
+        5.0: "the gradient does not stay the same on the way: it shrinks like exp(-d).",
+        2.0: "the gradient does not stay the same on the way: it shrinks like exp(-d).",
+        math.exp(-5): "that is how the gradient shrinks; the time grows as the gradient shrinks.",
+        25.0: "time grows faster than any power of d.",
+    }
+    praise = (
+        "Yes: the gradient shrinks like exp(-d), so each further unit of d takes e times as long: exp(5) is about 148."
+    )
+    return _number(answer, math.exp(5), 5, praise, hints, "By which factor is the gradient smaller at d + 5 than at d?")
+
+
+def exercise_2_3(answer: Any) -> Feedback:
+    """Whether an overconfident network wants a temperature "above" or "below" 1."""
+    options = {
+        "above": "Yes: dividing the logits by T > 1 shrinks all distances, and with them the confidence.",
+        "below": "T < 1 multiplies the distances, which makes an overconfident network more confident still.",
+        "one": "T = 1 leaves the logits as they are.",
+    }
+    return _choice(answer, options, "above")
+
+
+# 03 Logit distances
+
+
+def exercise_3_1(answer: Any) -> Feedback:
+    """A function distances(logits) for logits (B, K, H, W)."""
+    logits = _logits()
+
+    def judge(got: Any) -> Feedback:
+        if _equal(got, logit_distances(logits)):
+            return _right("Yes. One of the K distances of every voxel is 0: the winner's own.")
+        if _equal(got, -logit_distances(logits)):
+            return _wrong("The sign is turned: d = max - logit, so that distances are never negative.")
+        if _equal(got, logits.max() - logits):
+            return _wrong(
+                "You took the largest logit of the whole batch. Each voxel has its own: amax over dimension 1, keepdim."
+            )
+        if isinstance(got, torch.Tensor) and got.shape == (2, 5, 6):
+            return _wrong(
+                "One number a voxel, where K are wanted: keepdim=True lets the maximum be subtracted from all classes."
+            )
+        return _wrong(
+            _misformed(got, logits) or "The maximum has to run over the classes, which are dimension 1 of (B, K, H, W)."
+        )
+
+    return _code(answer, judge, logits.clone())
+
+
+def exercise_3_2(answer: Any) -> Feedback:
+    """How many times likelier the winner is than a class at distance 4."""
+    hints = {
+        4.0: "distances live in the logarithm: the ratio of two probabilities is exp(d).",
+        math.exp(-4): "that is the loser over the winner; turn it over.",
+        16.0: "the base is e, not 2.",
+    }
+    return _number(answer, math.exp(4), 0.5, "Yes: exp(4) is about 54.6.", hints, "s_i / s_k = exp(l_i - l_k).")
+
+
+def exercise_3_3(answer: Any) -> Feedback:
+    """A function confidence(distances) for distances (B, K, H, W), without any logits."""
+    logits = _logits()
+    distances = logit_distances(logits)
+
+    def judge(got: Any) -> Feedback:
+        expected = logits.softmax(1).amax(1)
+        if _equal(got, expected):
+            return _right("Yes: 1 / sum_k exp(-d_k). The distances hold all there is to know about the confidence.")
+        if _equal(got, 1 / (1 + (-distances).exp().sum(1))):
+            return _wrong("The winner is counted twice: its own distance of 0 is already among the K, exp(0) = 1.")
+        if isinstance(got, torch.Tensor) and got.shape == logits.shape:
+            return _wrong(
+                "That is a probability for every class; the confidence is the largest of them, one number a voxel."
+            )
+        return _wrong(
+            _misformed(got, expected)
+            or "Divide softmax's numerator and denominator by exp(max l): what is left are exp(-d_k)."
+        )
+
+    return _code(answer, judge, distances.clone())
+
+
+# 04 One constraint, many losses
+
+
+def exercise_4_1(answer: Any) -> Feedback:
+    """A function mbls(logits, target, margin, alpha) for logits (B, K, H, W), target (B, H, W)."""
+    logits = _logits()
+    target = torch.arange(60).view(2, 5, 6) % 4
+
+    def judge(got: Any) -> Feedback:
+        expected = MbLSLoss(2.0, 0.3)(logits, target)
+        if _equal(got, expected):
+            return _right(f"Yes: {float(expected):.4f} on a test batch, as MbLSLoss has it.")
+        if misformed := _misformed(got, expected):
+            return _wrong(misformed)
+        ce, hinge = F.cross_entropy(logits, target), F.relu(logit_distances(logits) - 2.0)
+        mistakes = {
+            float(
+                ce + 0.3 * hinge.sum(1).mean()
+            ): "you sum over the classes; the official form takes the mean (a factor K).",
+            float(ce + hinge.mean()): "the weight alpha is missing.",
+            float(
+                ce + 0.3 * (logit_distances(logits) - 2.0).mean()
+            ): "max(0, ...) is missing: distances below the margin are free.",
+            float(ce + 0.3 * logit_distances(logits).mean()): "the margin is missing: this is MbLS with m = 0.",
+            float(0.3 * hinge.mean()): "the cross-entropy is missing.",
+        }
+        for value, explanation in mistakes.items():
+            if abs(float(got) - value) < 1e-5:
+                return _wrong(f"{float(got):.4f} instead of {float(expected):.4f}: {explanation}")
+        return _wrong(
+            f"{float(got):.4f} instead of {float(expected):.4f}. CE plus alpha times the mean of max(0, d - m)."
+        )
+
+    return _code(answer, judge, logits, target, 2.0, 0.3)
+
+
+def exercise_4_2(answer: Any) -> Feedback:
+    """Gradient of the linear penalty mean_k d_k in the winner's logit, K = 4, all other distances 0.01."""
+    hints = {
+        0.01: "the penalty is linear: its slope is the same at 0.01 as at 10.",
+        0.0075: "that is the penalty's value. Its slope does not depend on how small d is.",
+        3.0: "the sum over classes has slope K - 1 = 3; the mean divides by K.",
+        -0.75: "the sign: raising the winner's logit raises all other distances.",
+        0.25: "the winner's logit stands in K - 1 distances, not in one.",
+    }
+    praise = "Yes: (K - 1) / K = 0.75, at any distance. An equality constraint never says 'good enough'."
+    return _number(answer, 0.75, 1e-3, praise, hints, "The winner's logit stands in all K - 1 other distances.")
+
+
+def exercise_4_3(answer: Any) -> Feedback:
+    """Distance at which LS with alpha = 0.1 ends for a voxel of certain label, K = 4."""
+    expected = math.log(0.925 / 0.025)
+    hints = {
+        math.inf: "that is cross-entropy. The smoothed target gives every class at least alpha / K.",
+        math.log(
+            0.9 / 0.1
+        ): "alpha is shared by all K classes, the labelled one included: q = (0.925, 0.025, 0.025, 0.025).",
+        math.log(
+            0.9 / (0.1 / 3)
+        ): "here alpha is shared by all K classes, the labelled one included: it keeps 0.925, not 0.9.",
+        0.0: "d = 0 is where the penalty alone would end; cross-entropy pulls the other way.",
+    }
+    praise = "Yes: s = q = (0.925, 0.025, 0.025, 0.025), so d = log(0.925 / 0.025) = 3.61."
+    return _number(
+        answer,
+        expected,
+        0.02,
+        praise,
+        hints,
+        "LS is cross-entropy with smoothed labels: it ends where s is that label.",
+    )
+
+
+# 05 Margin explorer
+
+
+def exercise_5_1(answer: Any) -> Feedback:
+    """Confidence at the margin m = 3 with K = 10 classes."""
+    hints = {
+        confidence_at_margin(3, 4): "that is for K = 4. More classes share what the winner leaves.",
+        confidence_at_margin(3, 2): "that is for K = 2.",
+    }
+    expected = confidence_at_margin(3, 10)
+    praise = f"Yes, {expected:.2f}: the same margin is a lower ceiling when there are more classes."
+    return _number(answer, expected, 6e-3, praise, hints, "Use 1 / (1 + (K - 1) exp(-m)).")
+
+
+def exercise_5_2(answer: Any) -> Feedback:
+    """A function violations(logits, margin): share of voxels of (B, K, H, W) with a class beyond the margin."""
+    logits = _logits()
+
+    def judge(got: Any) -> Feedback:
+        beyond = logit_distances(logits) > 6.0
+        expected = beyond.any(1).double().mean()
+        if _equal(got, expected):
+            return _right(f"Yes: {float(expected):.3f} of the voxels of a test batch.")
+        if _equal(got, beyond.double().mean()):
+            return _wrong(
+                "That is the share of all distances. A voxel counts once, however many of its classes lie beyond: any(1)."
+            )
+        if _equal(got, beyond.all(1).double().mean()):
+            return _wrong(
+                "No voxel has all its classes beyond the margin, since the winner's distance is 0: any, not all."
+            )
+        return _wrong(
+            _misformed(got, expected)
+            or f"{float(got):.3f} instead of {float(expected):.3f}. Distances, compare, any over the classes, mean."
+        )
+
+    return _code(answer, judge, logits.clone(), 6.0)
+
+
+def exercise_5_3(answer: Any) -> Feedback:
+    """The smallest margin that acts as a wall on a voxel of certain label, for alpha = 0.1, K = 4."""
+    certain = margin_calibration_map(torch.tensor([[1.0, 0, 0, 0]]), 0.0, 0.1)[0]
+    expected = float((certain[0] / certain[1]).log())
+    hints = {
+        0.0: "with m = 0 descent does not end at d = 0: cross-entropy pulls until the forces balance.",
+        3.0: "try margin 3 and certainty 1 in the first explorer: where does the star lie?",
+    }
+    praise = "Yes, about 3.6: there cross-entropy's pull has fallen to alpha / K = 0.025, the most that the penalty can hold."
+    return _number(
+        answer, expected, 0.15, praise, hints, "Look for the margin from which on the star sits on the dashed line."
+    )
+
+
+# 06 Train on ACDC
+
+
+def exercise_6_1(answer: Any) -> Feedback:
+    """ECE of two volumes as the official evaluation averages it: 0.10 over 3000 voxels, 0.04 over 1000."""
+    hints = {0.07: "that is the plain mean. The official evaluation weighs each volume by the voxels it counted."}
+    expected = average_over_volumes([0.10, 0.04], [3000, 1000])
+    return _number(
+        answer, expected, 1e-4, "Yes: (0.10 · 3000 + 0.04 · 1000) / 4000 = 0.085.", hints, "Weigh by the voxels."
+    )
+
+
+def exercise_6_2(answer: Any) -> Feedback:
+    """The loss with the smallest mean foreground ECE with ten patients, among those whose mean DSC is at most 0.01 below CE's."""
+    study = pd.read_csv(data_home() / "results" / "acdc_study.csv")
+    means = part_of(study, CPU, "ten_patients").groupby("loss", sort=False)[["dsc", "ece_fg"]].mean()
+    least = means.loc["ce", "dsc"] - 0.01
+    if _open(answer):
+        return _UNANSWERED
+    if not isinstance(answer, str) or answer not in means.index:
+        return _wrong(f"{answer!r} is none of the recorded losses: {', '.join(means.index)}.")
+    kept = means[means["dsc"] >= least]
+    if answer not in kept.index:
+        dsc = means.loc[answer, "dsc"]
+        return _wrong(
+            f"{answer} has a mean DSC of {dsc:.3f}, below {least:.3f}: calibration bought with overlap does not count."
+        )
+    best, second = kept["ece_fg"].nsmallest(2).index
+    if answer == best:
+        smallest, gap = kept.loc[best, "ece_fg"], kept.loc[second, "ece_fg"] - kept.loc[best, "ece_fg"]
+        return _right(
+            f"Yes: {best}, with {smallest:.3f}. The next is {second}, {gap:.3f} behind: do seeds differ by less than that?"
+        )
+    found = kept.loc[answer, "ece_fg"]
+    return _wrong(
+        f"{answer} has {found:.3f}; there is a smaller one among those with a mean DSC of at least {least:.3f}."
+    )

@@ -1,0 +1,162 @@
+"""What all explorers of :mod:`mbls.course.explorers` share: sliders, a picture and a sentence that follow the reader's hand.
+
+The picture is an ``ipywidgets.Image`` fed with the PNG of one figure whose artists are updated in place. Widgets that capture
+output (``Output``, ``interact``) hang notebook runners now and then, and flicker. The same PNG stands in where no kernel runs.
+
+A drag sends no more positions than the kernel can draw: Jupyter's widget manager waits for the kernel to be idle and then sends
+the latest position only.
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+from typing import Any, ClassVar
+
+import ipywidgets
+import numpy as np
+from matplotlib.artist import Artist
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.image import imsave
+from traitlets import HasTraits, Int, TraitType, link
+
+from mbls.plots import new_figure
+
+__all__ = ["Explorer"]
+
+_DPI = 80
+
+
+class Explorer(HasTraits):
+    """State in traits, numbers computed from it, a view that follows.
+
+    A subclass declares traits with ``.tag(label=...)`` (and ``step=...`` for numbers), and says with
+    ``panels``, ``size`` and ``alt`` what its figure is. Then it defines
+
+    - ``compute()``: the numbers of the present state, nothing drawn and nothing changed;
+    - ``draw(axes)``: makes all artists, once, with fixed limits, and returns those that move;
+    - ``update(numbers)``: moves them;
+    - ``describe(numbers)``: one line of text with the figures that matter.
+
+    Setting a trait, from code or by a slider, computes and draws anew. ``numbers`` holds the latest numbers, ``png`` the picture.
+
+    Args:
+        state: initial values of traits.
+
+    Raises:
+        ValueError: a name that is no trait of the explorer.
+        traitlets.TraitError: a value out of a trait's range.
+    """
+
+    panels: ClassVar[tuple[int, int]] = (1, 2)  # rows, columns
+    size: ClassVar[tuple[float, float]] = (9.0, 3.4)  # inches
+    alt: ClassVar[str] = ""
+
+    def __init__(self, **state: Any) -> None:
+        unknown = sorted(set(state) - set(self.state_names))
+        if unknown:
+            raise ValueError(f"state: got {', '.join(unknown)}, expected some of {', '.join(self.state_names)}")
+        super().__init__(**state)
+        self._figure, axes = new_figure(*self.panels, *self.size)
+        self._figure.set_dpi(_DPI)
+        self._canvas = FigureCanvasAgg(self._figure)
+        self._moving = sorted(self.draw(axes.ravel()), key=lambda artist: artist.get_zorder())
+        self.numbers = self.compute()
+        self.update(self.numbers)
+        # Layout and everything that stands still are drawn once; a move draws only what moves, in a fraction of the time.
+        self._canvas.draw()
+        self._figure.set_layout_engine("none")
+        for artist in self._moving:
+            artist.set_animated(True)
+        self._canvas.draw()
+        self._background = self._canvas.copy_from_bbox(self._figure.bbox)
+        width = f"{int(self.size[0] * _DPI)}px"
+        self.image = ipywidgets.Image(format="png", layout=ipywidgets.Layout(width=width, max_width="100%"))
+        self.readout = ipywidgets.HTML()
+        self.controls = {name: self._control(name) for name in self.state_names}
+        for name, control in self.controls.items():
+            link((control, "value"), (self, name))
+        self.view = ipywidgets.VBox([*self.controls.values(), self.image, self.readout])
+        self._show()
+        self.observe(self._refresh, names=self.state_names)
+
+    @property
+    def state_names(self) -> list[str]:
+        """Traits that make up the state, in the order of their controls."""
+        return [
+            name
+            for name, trait in vars(type(self)).items()
+            if isinstance(trait, TraitType) and "label" in trait.metadata
+        ]
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """The present state, by name."""
+        return {name: getattr(self, name) for name in self.state_names}
+
+    def compute(self) -> Any:
+        raise NotImplementedError
+
+    def draw(self, axes: np.ndarray) -> list[Artist]:
+        raise NotImplementedError
+
+    def update(self, numbers: Any) -> None:
+        raise NotImplementedError
+
+    def describe(self, numbers: Any) -> str:
+        raise NotImplementedError
+
+    @property
+    def png(self) -> bytes:
+        """The present picture."""
+        return self.image.value
+
+    def limits(self, name: str) -> tuple[float, float]:
+        """Smallest and largest value of a number of the state; a subclass whose data set them says so here."""
+        trait = self.traits()[name]
+        return trait.min, trait.max
+
+    def choices(self, name: str) -> list[tuple[str, Any]]:
+        """Labels and values of a part of the state that is chosen from a list; empty for a number."""
+        return []
+
+    def _control(self, name: str) -> ipywidgets.Widget:
+        trait = self.traits()[name]
+        value = getattr(self, name)
+        common = {
+            "description": trait.metadata["label"],
+            "style": {"description_width": "190px"},
+            "layout": {"width": "560px"},
+        }
+        if choices := self.choices(name):
+            return ipywidgets.SelectionSlider(options=choices, value=value, **common)
+        low, high = self.limits(name)
+        kind = ipywidgets.IntSlider if isinstance(trait, Int) else ipywidgets.FloatSlider
+        return kind(value=value, min=low, max=high, step=trait.metadata.get("step", 1), **common)
+
+    def _refresh(self, change: Any) -> None:
+        self.numbers = self.compute()
+        self.update(self.numbers)
+        self._show()
+
+    def _show(self) -> None:
+        self._canvas.restore_region(self._background)
+        for artist in self._moving:
+            artist.axes.draw_artist(artist)
+        picture = io.BytesIO()
+        imsave(picture, np.asarray(self._canvas.buffer_rgba()), format="png", pil_kwargs={"compress_level": 1})
+        self.image.value = picture.getvalue()
+        text = html.escape(self.describe(self.numbers))
+        self.readout.value = f'<div role="status" aria-live="polite" class="mbls-readout">{text}</div>'
+
+    def __repr__(self) -> str:
+        state = ", ".join(f"{name}={value!r}" for name, value in self.state.items())
+        return f"{type(self).__name__}({state}): {self.describe(self.numbers)}"
+
+    def _repr_mimebundle_(self, **options: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The live view; beside it the picture and the text, for readers without a kernel."""
+        data = self.view._repr_mimebundle_(**options)
+        data["image/png"] = base64.b64encode(self.png).decode()
+        data["text/plain"] = repr(self)
+        return data, {"image/png": {"alt": f"{self.alt} {self.describe(self.numbers)}"}}

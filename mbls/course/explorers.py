@@ -1,0 +1,553 @@
+"""The explorers of the course: each puts one idea under the reader's hand. How they work is in :mod:`mbls.course.explorer`."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from traitlets import Float, Int, TraitError, validate
+
+from mbls import plots
+from mbls.constraints import (
+    confidence_at_margin,
+    logit_distances,
+    margin_calibration_map,
+    margin_penalty,
+    margin_penalty_gradient,
+)
+from mbls.course.explorer import Explorer
+from mbls.data.acdc import CLASS_NAMES
+from mbls.engine.judge import DISTANCE_EDGES, distance_counts
+from mbls.losses import build_loss, parse_loss
+from mbls.metrics import CalibrationBins, Reliability
+
+__all__ = ["LogitExplorer", "MarginExplorer", "ReliabilityExplorer", "SliceExplorer", "VoxelExplorer"]
+
+_BLUE, _ORANGE, _RED, _GREEN = "#0072B2", "#E69F00", "#D55E00", "#009E73"
+
+
+class ReliabilityNumbers(NamedTuple):
+    """One diagram, and how much of its ECE pure chance would make."""
+
+    reliability: Reliability
+    ece: float
+    chance: float  # ECE to be expected from so few voxels if every confidence were right
+    standard_error: np.ndarray  # of the accuracy of each bin, if the confidence were right
+
+
+class ReliabilityExplorer(Explorer):
+    """How many voxels until a reliability diagram can be believed? A forecaster who knows the truth, judged on a sample.
+
+    Args:
+        probs: true label distributions of voxels, (N, K), N >= 100; labels are drawn from them once.
+        seed: of the labels and of the order in which voxels enter the sample.
+        state: num_bins, num_voxels, temperature (1: the truth itself; below 1 the forecaster exaggerates).
+
+    Raises:
+        ValueError: probs of another form.
+    """
+
+    SAMPLES: ClassVar[tuple[int, ...]] = (30, 100, 300, 1000, 3000, 10_000, 30_000)
+    size = (9.0, 3.9)
+    alt = "A reliability diagram with error bars, and the number of voxels in each bin."
+
+    num_bins = Int(15, min=2, max=50).tag(label="bins")
+    num_voxels = Int(1000).tag(label="voxels in the sample")
+    temperature = Float(1.0, min=0.3, max=2.0).tag(label="temperature (1: the truth)", step=0.1)
+
+    def __init__(self, probs: torch.Tensor, seed: int = 0, **state: Any) -> None:
+        if probs.dim() != 2 or len(probs) < 100:
+            raise ValueError(f"probs: got shape {tuple(probs.shape)}, expected (N, K) with N >= 100")
+        generator = torch.Generator().manual_seed(seed)
+        order = torch.randperm(len(probs), generator=generator)[: self.SAMPLES[-1]]
+        self._probs = probs[order].double()
+        chance = torch.rand(len(self._probs), 1, generator=generator, dtype=torch.float64)
+        self._labels = (chance >= self._probs.cumsum(1)[:, :-1]).sum(1)
+        state.setdefault("num_voxels", max(n for n in self.SAMPLES if n <= min(1000, len(probs))))
+        super().__init__(**state)
+
+    def choices(self, name: str) -> list[tuple[str, Any]]:
+        return [(f"{n:,}", n) for n in self.SAMPLES if n <= len(self._probs)] if name == "num_voxels" else []
+
+    def compute(self) -> ReliabilityNumbers:
+        n = self.num_voxels
+        forecast = self._probs[:n].pow(1 / self.temperature)
+        forecast = forecast / forecast.sum(1, keepdim=True)
+        bins = CalibrationBins(forecast.shape[1], self.num_bins).update(forecast, self._labels[:n])
+        reliability = bins.reliability()
+        error = np.sqrt(reliability.confidence * (1 - reliability.confidence) / np.maximum(reliability.count, 1))
+        # The mean of |x| for a normal x is sqrt(2 / pi) standard deviations.
+        chance = math.sqrt(2 / math.pi) * np.nansum(error * reliability.count) / n
+        return ReliabilityNumbers(reliability, bins.ece(), float(chance), error)
+
+    def draw(self, axes: np.ndarray) -> list[Artist]:
+        diagram, counts = axes
+        diagram.plot([0, 1], [0, 1], color="0.3", linestyle="--", linewidth=1, label="perfectly calibrated")
+        self._accuracy = diagram.stairs([0.0], [0, 1], fill=True, color=_BLUE, alpha=0.45, label="accuracy")
+        self._errors = diagram.vlines([0], 0, 0, color=_RED, label="two standard errors, if the confidence is right")
+        diagram.set(xlim=(0, 1), ylim=(0, 1), xlabel="confidence", ylabel="accuracy")
+        self._counts = counts.stairs([1.0], [0, 1], fill=True, color="0.6")
+        counts.set(
+            xlim=(0, 1), ylim=(0.8, self.SAMPLES[-1]), yscale="log", xlabel="confidence", ylabel="voxels in the bin"
+        )
+        counts.legend(handles=diagram.get_legend_handles_labels()[0], loc="upper left", frameon=False, fontsize=8)
+        return [self._accuracy, self._errors, self._counts]
+
+    def update(self, numbers: ReliabilityNumbers) -> None:
+        reliability = numbers.reliability
+        self._accuracy.set_data(np.nan_to_num(reliability.accuracy), reliability.edges)
+        self._counts.set_data(reliability.count.astype(float), reliability.edges)
+        filled = reliability.count > 0
+        centre, error = reliability.confidence[filled], 2 * numbers.standard_error[filled]
+        segments = [[(x, max(x - e, 0)), (x, min(x + e, 1))] for x, e in zip(centre, error, strict=True)]
+        self._errors.set_segments(segments)
+
+    def describe(self, numbers: ReliabilityNumbers) -> str:
+        empty = int((numbers.reliability.count == 0).sum())
+        chance = f"chance alone would make about {numbers.chance:.3f}"
+        return f"ECE {numbers.ece:.3f}; {chance}; {empty} of {self.num_bins} bins are empty"
+
+    @validate("num_voxels")
+    def _known_sample(self, proposal: Any) -> int:
+        return _one_of("num_voxels", proposal["value"], [n for _, n in self.choices("num_voxels")])
+
+
+class LogitNumbers(NamedTuple):
+    """Three logits, their distances and probabilities, and the point in the triangle."""
+
+    logits: np.ndarray
+    distances: np.ndarray
+    probs: np.ndarray
+    point: np.ndarray  # (x, y)
+
+
+class LogitExplorer(Explorer):
+    """From logits to distances to probabilities, for three classes.
+
+    Args:
+        state: background, myocardium, cavity: the three logits.
+    """
+
+    panels = (1, 3)
+    size = (10.0, 3.4)
+    alt = "Bars of three logits and their distances, bars of the probabilities, and a point in the triangle of all distributions."
+    CLASSES: ClassVar[tuple[str, str, str]] = ("background", "MYO", "LV")
+    #: Corners of the triangle, one a class.
+    CORNERS: ClassVar[np.ndarray] = np.array([[0.0, 0.0], [1.0, 0.0], [0.5, math.sqrt(3) / 2]])
+
+    background = Float(0.0, min=-8, max=8).tag(label="logit of background", step=0.5)
+    myocardium = Float(1.0, min=-8, max=8).tag(label="logit of MYO", step=0.5)
+    cavity = Float(3.0, min=-8, max=8).tag(label="logit of LV", step=0.5)
+
+    def compute(self) -> LogitNumbers:
+        logits = torch.tensor([[self.background, self.myocardium, self.cavity]], dtype=torch.float64)
+        probs = logits.softmax(1)[0].numpy()
+        return LogitNumbers(logits[0].numpy(), logit_distances(logits)[0].numpy(), probs, probs @ self.CORNERS)
+
+    def draw(self, axes: np.ndarray) -> list[Artist]:
+        bars, shares, triangle = axes
+        colours = ("0.55", plots.STRUCTURE_COLOURS[1], plots.STRUCTURE_COLOURS[2])
+        self._ceiling = bars.axhline(0, color="0.3", linestyle="--", linewidth=1)
+        self._logits = bars.bar(self.CLASSES, [0.0] * 3, color=colours, width=0.5)
+        self._arrows = bars.vlines([0, 1, 2], 0, 0, color=_RED, linewidth=2)
+        self._distances = [bars.text(i + 0.06, 0, "", color=_RED, va="center", fontsize=9) for i in range(3)]
+        bars.axhline(0, color="0.7", linewidth=0.8)
+        bars.set(ylim=(-9, 9), ylabel="logit", title="logits, distance d in red")
+        self._probs = shares.bar(self.CLASSES, [0.0] * 3, color=colours, width=0.5)
+        self._shares = [shares.text(i, 0, "", ha="center", va="bottom", fontsize=9) for i in range(3)]
+        shares.set(ylim=(0, 1.1), ylabel="probability", title="softmax")
+        corners = np.vstack([self.CORNERS, self.CORNERS[:1]])
+        triangle.plot(*corners.T, color="0.3", linewidth=1)
+        triangle.plot(*self.CORNERS.mean(0), marker="+", color="0.3")
+        triangle.annotate(
+            "all d = 0", self.CORNERS.mean(0), xytext=(0, 5), textcoords="offset points", ha="center", fontsize=8
+        )
+        for name, (x, y), where in zip(self.CLASSES, self.CORNERS, ("top", "top", "bottom"), strict=True):
+            triangle.text(x, y + (0.03 if where == "bottom" else -0.03), name, ha="center", va=where, fontsize=9)
+        (self._point,) = triangle.plot([0], [0], marker="o", markersize=9, color=_BLUE)
+        triangle.set(xlim=(-0.15, 1.15), ylim=(-0.15, 1.02), aspect="equal")
+        plots.blank_axes(triangle, "all distributions")
+        return [self._ceiling, *self._logits, self._arrows, *self._distances, *self._probs, *self._shares, self._point]
+
+    def update(self, numbers: LogitNumbers) -> None:
+        top = numbers.logits.max()
+        self._ceiling.set_ydata([top, top])
+        self._arrows.set_segments([[(i, logit), (i, top)] for i, logit in enumerate(numbers.logits)])
+        for i, (logit, distance, prob) in enumerate(zip(numbers.logits, numbers.distances, numbers.probs, strict=True)):
+            self._logits[i].set_height(logit)
+            self._distances[i].set(y=(logit + top) / 2, text=f"{distance:.1f}" if distance else "")
+            self._probs[i].set_height(prob)
+            self._shares[i].set(y=prob + 0.01, text=f"{prob:.3f}")
+        self._point.set_data(*numbers.point[:, None])
+
+    def describe(self, numbers: LogitNumbers) -> str:
+        distances = ", ".join(f"{d:.1f}" for d in numbers.distances)
+        winner = self.CLASSES[int(numbers.probs.argmax())]
+        return f"d = ({distances}); winner {winner} with probability {numbers.probs.max():.3f}"
+
+
+class VoxelNumbers(NamedTuple):
+    """One voxel under MbLS; gradients are of the expected loss, for the winning class and for each other one."""
+
+    penalty: float
+    violated: bool
+    gradient_ce: np.ndarray  # (K,), the winning class first
+    gradient_penalty: np.ndarray
+    now: np.ndarray  # probabilities at the present distance
+    end: np.ndarray  # where descent ends
+    end_distance: float  # inf: never
+    curves: np.ndarray  # (3, n): expected CE, penalty and their sum along the distance
+
+
+class VoxelExplorer(Explorer):
+    """One voxel of four classes: the penalty, the two gradients, and where descent ends.
+
+    The voxel carries the label LV with probability ``certainty``, the other three labels share the rest; its logits are
+    (distance, 0, 0, 0).
+
+    Args:
+        state: margin, alpha, certainty, distance.
+    """
+
+    panels = (1, 3)
+    size = (11.0, 3.6)
+    alt = "Cross-entropy, penalty and their sum along the logit distance; their gradients as bars; the voxel's probabilities."
+    NUM_CLASSES = len(CLASS_NAMES)
+    #: Distances at which the curves are drawn.
+    GRID: ClassVar[np.ndarray] = np.linspace(0, 12, 121)
+
+    margin = Float(3.0, min=0, max=10).tag(label="margin m", step=0.5)
+    alpha = Float(0.1, min=0, max=1).tag(label="weight λ", step=0.05)
+    certainty = Float(1.0, min=0.3, max=1).tag(label="label is LV with probability", step=0.05)
+    distance = Float(6.0, min=0, max=12).tag(label="the voxel's distance d", step=0.5)
+
+    def compute(self) -> VoxelNumbers:
+        k = self.NUM_CLASSES
+        truth = torch.full((1, k), (1 - self.certainty) / (k - 1), dtype=torch.float64)
+        truth[0, 0] = self.certainty
+        logits = torch.zeros(1, k, dtype=torch.float64)
+        logits[0, 0] = self.distance
+        end = margin_calibration_map(truth, self.margin, self.alpha)[0].numpy()
+        grid = torch.zeros(len(self.GRID), k, dtype=torch.float64)
+        grid[:, 0] = torch.from_numpy(self.GRID)
+        ce = -(truth * grid.log_softmax(1)).sum(1)
+        penalty = self.alpha * margin_penalty(grid, self.margin)
+        return VoxelNumbers(
+            penalty=float(self.alpha * margin_penalty(logits, self.margin)),
+            violated=self.distance > self.margin,
+            gradient_ce=(logits.softmax(1) - truth)[0].numpy(),
+            gradient_penalty=(self.alpha * margin_penalty_gradient(logits, self.margin))[0].numpy(),
+            now=logits.softmax(1)[0].numpy(),
+            end=end,
+            end_distance=math.log(end[0] / end[1]) if end[1] > 0 else math.inf,
+            curves=torch.stack([ce, penalty, ce + penalty]).numpy(),
+        )
+
+    def draw(self, axes: np.ndarray) -> list[Artist]:
+        loss, gradient, probability = axes
+        names = ("cross-entropy", "penalty", "sum")
+        styles = ({"color": "0.2"}, {"color": _RED}, {"color": _BLUE, "linewidth": 2.5})
+        self._curves = [
+            loss.plot(self.GRID, self.GRID, label=name, **style)[0] for name, style in zip(names, styles, strict=True)
+        ]
+        self._margin = loss.axvline(0, color=_GREEN, linestyle="--", label="margin m")
+        (self._voxel,) = loss.plot([0], [0], marker="o", color=_BLUE, linestyle="", label="the voxel now")
+        (self._end,) = loss.plot([0], [0], marker="*", markersize=13, color=_ORANGE, linestyle="", label="descent ends")
+        loss.set(xlim=(0, 12), ylim=(0, 2), xlabel="logit distance d", ylabel="expected loss", title="loss")
+        loss.legend(fontsize=8, frameon=False, loc="upper right")
+        places = np.arange(2)
+        self._ce = gradient.bar(places - 0.2, [0, 0], 0.36, color="0.2", label="cross-entropy")
+        self._push = gradient.bar(places + 0.2, [0, 0], 0.36, color=_RED, label="penalty")
+        gradient.axhline(0, color="0.6", linewidth=0.8)
+        gradient.set(xticks=places, xticklabels=["LV", "each other class"], ylabel="gradient in the logit")
+        gradient.set(ylim=(-0.2, 0.2), title="who pushes where")
+        gradient.legend(fontsize=8, frameon=False, loc="upper right")
+        labels = ["truth", "now", "descent\nends"]
+        self._probs = probability.bar(labels, [0, 0, 0], color=["0.6", _BLUE, _ORANGE], width=0.6)
+        self._texts = [probability.text(i, 0, "", ha="center", va="bottom", fontsize=9) for i in range(3)]
+        self._ceiling = probability.axhline(0, color=_GREEN, linestyle="--", label="confidence on the margin")
+        probability.set(
+            ylim=(0, 1.25), yticks=np.linspace(0, 1, 6), ylabel="probability of LV", title="what it makes of the truth"
+        )
+        probability.legend(fontsize=8, frameon=False, loc="upper right")
+        return [
+            *self._curves,
+            self._margin,
+            self._voxel,
+            self._end,
+            *self._ce,
+            *self._push,
+            *self._probs,
+            *self._texts,
+            self._ceiling,
+        ]
+
+    def update(self, numbers: VoxelNumbers) -> None:
+        for curve, values in zip(self._curves, numbers.curves, strict=True):
+            curve.set_ydata(values)
+        self._margin.set_xdata([self.margin, self.margin])
+        total = numbers.curves[2]
+        self._voxel.set_data([self.distance], [np.interp(self.distance, self.GRID, total)])
+        place = min(numbers.end_distance, self.GRID[-1])
+        self._end.set_data([place], [np.interp(place, self.GRID, total)])
+        # Beyond the picture's edge the bars are cut; the readout has the number.
+        for bars, values in ((self._ce, numbers.gradient_ce), (self._push, numbers.gradient_penalty)):
+            for bar, value in zip(bars, values[:2], strict=True):
+                bar.set_height(np.clip(value, -0.2, 0.2))
+        for bar, text, value in zip(
+            self._probs, self._texts, (self.certainty, numbers.now[0], numbers.end[0]), strict=True
+        ):
+            bar.set_height(value)
+            text.set(y=value + 0.01, text=f"{value:.3f}")
+        ceiling = confidence_at_margin(self.margin, self.NUM_CLASSES)
+        self._ceiling.set_ydata([ceiling, ceiling])
+
+    def describe(self, numbers: VoxelNumbers) -> str:
+        pull = numbers.gradient_ce[0] + numbers.gradient_penalty[0]
+        end = f"d = {numbers.end_distance:.2f}" if math.isfinite(numbers.end_distance) else "no finite distance: never"
+        return f"penalty {numbers.penalty:.3f}; gradient in LV's logit {pull:+.4f}; descent ends at {end}, p = {numbers.end[0]:.3f}"
+
+
+class SliceNumbers(NamedTuple):
+    """A slice against a margin."""
+
+    violations: np.ndarray  # (H, W), how many classes lie beyond the margin
+    share: float  # of voxels with any violation
+    ceiling: float  # confidence at the margin
+    counts: np.ndarray  # histogram of the distances of the losing classes
+
+
+class SliceExplorer(Explorer):
+    """Which voxels of a trained network's slice violate a margin?
+
+    Args:
+        images: (N, H, W). labels: (N, H, W). logits: (N, K, H, W).
+        state: margin, slice_index.
+
+    Raises:
+        ValueError: shapes that do not match.
+    """
+
+    panels = (1, 3)
+    size = (11.0, 3.6)
+    alt = "A slice, the number of classes beyond the margin at each voxel, and the histogram of logit distances with the margin."
+    #: Bins of the histogram.
+    EDGES: ClassVar[np.ndarray] = np.linspace(0, 15, 61)
+
+    margin = Float(3.0, min=0, max=12).tag(label="margin m", step=0.25)
+    slice_index = Int(0, min=0).tag(label="slice")
+
+    def __init__(self, images: torch.Tensor, labels: torch.Tensor, logits: torch.Tensor, **state: Any) -> None:
+        grid = tuple(images.shape)
+        if images.dim() != 3 or labels.shape != images.shape or (len(logits), *logits.shape[2:]) != grid:
+            shapes = ", ".join(str(tuple(part.shape)) for part in (images, labels, logits))
+            raise ValueError(f"images, labels, logits: got {shapes}, expected (N, H, W), (N, H, W) and (N, K, H, W)")
+        self._images, self._labels = images.numpy(), labels.numpy()
+        self._distances = logit_distances(logits)
+        super().__init__(**state)
+
+    def limits(self, name: str) -> tuple[float, float]:
+        return (0, len(self._images) - 1) if name == "slice_index" else super().limits(name)
+
+    @validate("slice_index")
+    def _known_slice(self, proposal: Any) -> int:
+        if not 0 <= proposal["value"] < len(self._images):
+            raise TraitError(f"slice_index: got {proposal['value']}, expected 0..{len(self._images) - 1}")
+        return proposal["value"]
+
+    def compute(self) -> SliceNumbers:
+        distances = self._distances[self.slice_index]
+        violations = (distances > self.margin).sum(0).numpy()
+        everywhere = torch.ones(1, *violations.shape, dtype=torch.bool)
+        counts = distance_counts(distances[None], everywhere, np.append(self.EDGES[:-1], np.inf))
+        ceiling = confidence_at_margin(self.margin, len(distances))
+        return SliceNumbers(violations, float((violations > 0).mean()), ceiling, counts)
+
+    def draw(self, axes: np.ndarray) -> list[Artist]:
+        picture, overlay, histogram = axes
+        blank = np.zeros(self._images.shape[1:])
+        most = len(self._distances[0]) - 1
+        low, high = np.percentile(self._images, (1, 99))
+        self._image = picture.imshow(blank.T, cmap="gray", vmin=low, vmax=high)
+        self._outline = plots.show_labels(picture, blank)
+        plots.blank_axes(picture, "slice and labels")
+        self._violations = overlay.imshow(blank.T, cmap=plots.steps_colormap(most + 1), vmin=-0.5, vmax=most + 0.5)
+        plots.blank_axes(overlay, "classes beyond the margin")
+        overlay.figure.colorbar(self._violations, ax=overlay, ticks=range(most + 1), shrink=0.8)
+        self._free = histogram.stairs(np.ones(60), self.EDGES, fill=True, color=_BLUE, alpha=0.5, label="free")
+        self._beyond = histogram.stairs(np.ones(60), self.EDGES, fill=True, color=_RED, alpha=0.7, label="penalised")
+        self._margin = histogram.axvline(0, color=_GREEN, linestyle="--", label="margin m")
+        histogram.set(
+            xlim=(0, 15), ylim=(0.8, 3 * blank.size), yscale="log", xlabel="logit distance d", ylabel="voxels × classes"
+        )
+        histogram.legend(fontsize=8, frameon=False, loc="upper right")
+        return [self._image, self._outline, self._violations, self._free, self._beyond, self._margin]
+
+    def update(self, numbers: SliceNumbers) -> None:
+        self._image.set_data(self._images[self.slice_index].T)
+        self._outline.set_data(np.ma.masked_equal(self._labels[self.slice_index].T, 0))
+        self._violations.set_data(numbers.violations.T)
+        beyond = self.EDGES[:-1] >= self.margin
+        self._free.set_data(np.where(beyond, np.nan, numbers.counts), self.EDGES)
+        self._beyond.set_data(np.where(beyond, numbers.counts, np.nan), self.EDGES)
+        self._margin.set_xdata([self.margin, self.margin])
+
+    def describe(self, numbers: SliceNumbers) -> str:
+        return (
+            f"{100 * numbers.share:.0f} % of the voxels have a class beyond m = {self.margin:g}; "
+            f"on the margin the confidence is {numbers.ceiling:.4f}"
+        )
+
+
+class MarginNumbers(NamedTuple):
+    """The networks trained at one margin: mean figures over the seeds, pooled histograms."""
+
+    figures: pd.Series  # dsc, ece, ece_fg
+    seeds: int
+    distance_share: np.ndarray
+    confidence: np.ndarray  # of the filled bins
+    accuracy: np.ndarray
+
+
+class MarginExplorer(Explorer):
+    """Networks trained at different margins, side by side.
+
+    Args:
+        results, histograms: tables of ``python -m mbls compare``, results.csv and histograms.csv, with rows of MbLS at several
+            margins and of CE; seeds are averaged.
+        region: of the histogram and the reliability diagram, "all" or "foreground".
+        state: margin; infinity is cross-entropy, no margin at all.
+
+    Raises:
+        ValueError: a table without MbLS or without CE; a region that was not recorded.
+    """
+
+    panels = (1, 4)
+    size = (13.0, 3.5)
+    alt = (
+        "Logit distances and reliability diagram of the network trained at the margin, and DSC and ECE of all networks."
+    )
+
+    margin = Float(math.inf).tag(label="networks trained with margin m")
+
+    def __init__(
+        self, results: pd.DataFrame, histograms: pd.DataFrame, region: str = "foreground", **state: Any
+    ) -> None:
+        self._results = _with_margin(results)
+        self._margins = sorted(self._results["margin"].unique().tolist())
+        if len(self._margins) < 2 or self._margins[-1] < math.inf:
+            raise ValueError(
+                f"results: got losses {', '.join(results['loss'].unique())}, expected ce and mbls at some margins"
+            )
+        self._region = region
+        self._histograms = _with_margin(histograms[histograms["region"] == region])
+        if self._histograms.empty:
+            raise ValueError(
+                f"region: got {region!r}, expected one of {', '.join(sorted(histograms['region'].unique()))}"
+            )
+        super().__init__(**state)
+
+    def choices(self, name: str) -> list[tuple[str, Any]]:
+        return [("none (CE)" if margin == math.inf else f"{margin:g}", margin) for margin in self._margins]
+
+    @validate("margin")
+    def _known_margin(self, proposal: Any) -> float:
+        return _one_of("margin", proposal["value"], self._margins)
+
+    def compute(self) -> MarginNumbers:
+        rows = _at_margin(self._results, self.margin)
+        bins = _at_margin(self._histograms, self.margin)
+        confidence = bins[(bins["kind"] == "confidence") & (bins["count"] > 0)]
+        pooled = (
+            confidence[["confidence", "accuracy"]].mul(confidence["count"], axis=0).groupby(confidence["low"]).sum()
+        )
+        pooled = pooled.div(confidence.groupby("low")["count"].sum(), axis=0)
+        return MarginNumbers(
+            figures=rows[["dsc", "ece", "ece_fg"]].mean(),
+            seeds=len(rows),
+            distance_share=self._distance_share(bins),
+            confidence=pooled["confidence"].to_numpy(),
+            accuracy=pooled["accuracy"].to_numpy(),
+        )
+
+    @staticmethod
+    def _distance_share(bins: pd.DataFrame) -> np.ndarray:
+        counts = bins[bins["kind"] == "distance"].groupby("low")["count"].sum()
+        return (counts / counts.sum()).to_numpy()
+
+    def draw(self, axes: np.ndarray) -> list[Artist]:
+        histogram, diagram, dsc, ece = axes
+        edges = DISTANCE_EDGES[np.isfinite(DISTANCE_EDGES)]
+        self._edges = np.append(edges, edges[-1] + edges[1])
+        shares = [self._distance_share(_at_margin(self._histograms, margin)) for margin in self._margins]
+        self._distances = histogram.stairs(
+            shares[0], self._edges, fill=True, color=_BLUE, alpha=0.6, label="at this margin"
+        )
+        histogram.stairs(shares[-1], self._edges, color="0.2", label="cross-entropy")
+        self._line = histogram.axvline(0, color=_GREEN, linestyle="--", label="margin m")
+        histogram.set(xlim=(0, 15), ylim=(0, 1.05 * max(share.max() for share in shares)))
+        histogram.set(xlabel="logit distance d", ylabel="share", title=f"distances, {self._region}")
+        histogram.legend(fontsize=8, frameon=False)
+        diagram.plot([0, 1], [0, 1], color="0.3", linestyle="--", linewidth=1)
+        (self._curve,) = diagram.plot([0], [0], color=_BLUE, marker="o", markersize=4)
+        diagram.set(
+            xlim=(0.2, 1), ylim=(0.2, 1), xlabel="confidence", ylabel="accuracy", title=f"reliability, {self._region}"
+        )
+        self._draw_figure(dsc, {"dsc": ("", _BLUE)}, "DSC")
+        self._draw_figure(ece, {"ece_fg": ("foreground", _BLUE), "ece": ("all voxels", _ORANGE)}, "ECE")
+        ece.set_ylim(bottom=0)
+        ece.legend(fontsize=8, frameon=False)
+        self._markers = [ax.axvline(0, color="0.5", linewidth=8, alpha=0.25) for ax in (dsc, ece)]
+        return [self._distances, self._line, self._curve, *self._markers]
+
+    def _draw_figure(self, axes: Axes, columns: dict[str, tuple[str, str]], title: str) -> None:
+        """Means over the seeds as a line, the seeds as dots."""
+        names = ["CE" if margin == math.inf else f"{margin:g}" for margin in self._margins]
+        groups = [_at_margin(self._results, margin) for margin in self._margins]
+        for column, (label, colour) in columns.items():
+            axes.plot(range(len(names)), [rows[column].mean() for rows in groups], color=colour, label=label)
+            for place, rows in enumerate(groups):
+                axes.plot(
+                    [place] * len(rows), rows[column], color=colour, marker="o", markersize=4, linestyle="", alpha=0.6
+                )
+        axes.set(xticks=range(len(names)), xticklabels=names, xlabel="margin m", title=title)
+
+    def update(self, numbers: MarginNumbers) -> None:
+        self._distances.set_data(numbers.distance_share, self._edges)
+        self._line.set_xdata([self.margin] * 2)
+        self._curve.set_data(numbers.confidence, numbers.accuracy)
+        for marker in self._markers:
+            marker.set_xdata([self._margins.index(self.margin)] * 2)
+
+    def describe(self, numbers: MarginNumbers) -> str:
+        name = "cross-entropy" if self.margin == math.inf else f"m = {self.margin:g}"
+        dsc, ece, foreground = numbers.figures
+        return f"{name}, {numbers.seeds} seeds: DSC {dsc:.3f}, ECE {ece:.3f} over all voxels, {foreground:.3f} over the foreground"
+
+
+def _with_margin(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows of MbLS and CE with a column "margin": infinity for CE."""
+    table = table[table["loss"].str.match(r"(mbls|ce)(:|$)")]
+    margins = {loss: _margin_of(loss) for loss in table["loss"].unique()}
+    return table.assign(margin=table["loss"].map(margins))
+
+
+def _at_margin(table: pd.DataFrame, margin: float) -> pd.DataFrame:
+    return table[table["margin"] == margin]
+
+
+def _margin_of(loss: str) -> float:
+    """Margin of "mbls:margin=5"; infinity for CE."""
+    name, options = parse_loss(loss)
+    return math.inf if name == "ce" else float(build_loss(name, len(CLASS_NAMES), **options).margin)
+
+
+def _one_of(name: str, value: Any, choices: list[Any]) -> Any:
+    if value not in choices:
+        raise TraitError(f"{name}: got {value!r}, expected one of {', '.join(map(str, choices))}")
+    return value

@@ -1,0 +1,110 @@
+"""The paper's U-Net, 2-D and 3-D."""
+
+from __future__ import annotations
+
+import itertools
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+__all__ = ["UNet"]
+
+_CONV = {2: nn.Conv2d, 3: nn.Conv3d}
+_MAX_POOL = {2: F.max_pool2d, 3: F.max_pool3d}
+_NORM = {
+    "batch": {2: nn.BatchNorm2d, 3: nn.BatchNorm3d},
+    "instance": {2: nn.InstanceNorm2d, 3: nn.InstanceNorm3d},
+}
+
+
+class UNet(nn.Module):
+    """U-Net of two 3x3 convolutions a level, max-pooling, nearest up-sampling and skip concatenation, with a 1x1 head.
+
+    The filters double from level to level; every pooling halves the grid but the last, which divides it by 4.
+
+    Args:
+        spatial_dims: 2 or 3.
+        in_channels: image channels.
+        out_channels: classes K.
+        base_channels: filters of the first level.
+        levels: resolutions, >= 2.
+        norm: None (the paper), "batch" or "instance".
+
+    Shape:
+        images (B, in_channels, *spatial) float -> logits (B, out_channels, *spatial). Any size from ``2^levels``
+        up works (twice that with "instance"); a multiple of it keeps all grids aligned.
+
+    Raises:
+        ValueError: an option out of range; images of another number of dimensions or channels, or too small for the levels.
+
+    Source: Ronneberger et al., MICCAI 2015, in the variant of the official implementation of arXiv 2209.09641.
+    """
+
+    def __init__(
+        self,
+        spatial_dims: int = 2,
+        in_channels: int = 1,
+        out_channels: int = 4,
+        base_channels: int = 32,
+        levels: int = 5,
+        norm: str | None = None,
+    ) -> None:
+        super().__init__()
+        if spatial_dims not in (2, 3):
+            raise ValueError(f"spatial_dims: got {spatial_dims}, expected 2 or 3")
+        for name, value, least in (
+            ("in_channels", in_channels, 1),
+            ("out_channels", out_channels, 2),
+            ("base_channels", base_channels, 1),
+            ("levels", levels, 2),
+        ):
+            if value < least:
+                raise ValueError(f"{name}: got {value}, expected at least {least}")
+        if norm is not None and norm not in _NORM:
+            raise ValueError(f'norm: got {norm!r}, expected None, "batch" or "instance"')
+        self.spatial_dims = spatial_dims
+        self.in_channels = in_channels
+        self.pool_sizes = [2] * (levels - 2) + [4]
+        # Instance normalisation needs more than one voxel on the coarsest grid.
+        self.smallest = 2**levels * (2 if norm == "instance" else 1)
+        widths = [base_channels * 2**level for level in range(levels)]
+        self.encoder = nn.ModuleList(
+            _double_conv(spatial_dims, before, width, norm)
+            for before, width in zip([in_channels, *widths], widths, strict=False)
+        )
+        self.decoder = nn.ModuleList(
+            _double_conv(spatial_dims, width + below, width, norm) for width, below in itertools.pairwise(widths)
+        )
+        self.head = _CONV[spatial_dims](base_channels, out_channels, kernel_size=1)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        if images.dim() != self.spatial_dims + 2 or images.shape[1] != self.in_channels:
+            raise ValueError(
+                f"images: got shape {tuple(images.shape)}, expected (B, {self.in_channels}, *spatial) "
+                f"with {self.spatial_dims} spatial dimensions"
+            )
+        smallest = self.smallest
+        if min(images.shape[2:]) < smallest:
+            raise ValueError(
+                f"images: got size {tuple(images.shape[2:])}, expected at least {smallest} along each dimension"
+            )
+        features = self.encoder[0](images)
+        skips = []
+        for pool_size, block in zip(self.pool_sizes, self.encoder[1:], strict=True):
+            skips.append(features)
+            features = block(_MAX_POOL[self.spatial_dims](features, pool_size))
+        for skip, block in zip(reversed(skips), reversed(self.decoder), strict=True):
+            features = F.interpolate(features, size=skip.shape[2:], mode="nearest")
+            features = block(torch.cat([features, skip], dim=1))
+        return self.head(features)
+
+
+def _double_conv(spatial_dims: int, in_channels: int, out_channels: int, norm: str | None) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for channels in (in_channels, out_channels):
+        layers.append(_CONV[spatial_dims](channels, out_channels, kernel_size=3, padding=1))
+        if norm is not None:
+            layers.append(_NORM[norm][spatial_dims](out_channels))
+        layers.append(nn.ReLU(inplace=True))
+    return nn.Sequential(*layers)

@@ -1,0 +1,133 @@
+"""The paper's comparison as a list of experiments: losses, margins, weights of the penalty, few patients, backbones.
+
+Two protocols: ``PAPER`` is the official one, for a GPU; ``CPU`` is what two CPU cores can afford, and its tables have to say so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+from mbls.engine.fit import FitSettings
+from mbls.study.experiment import Experiment, sweep
+
+__all__ = ["CPU", "PAPER", "PARTS", "PROTOCOLS", "Protocol", "parts", "study"]
+
+MARGINS = tuple(f"mbls:margin={margin}" for margin in (0, 1, 2, 3, 5, 8, 10, 15, 20))
+#: The weight 0.1 is the default, so its run is the one of the margin alone.
+WEIGHTS = ("mbls:margin=5:alpha=0.01", "mbls:margin=5", "mbls:margin=5:alpha=1")
+#: What is compared with few patients and on other backbones.
+THREE = ("ce", "ls", "mbls:margin=5")
+LOSSES = (
+    "ce",
+    "ce_dice",
+    "fl",
+    "ecp",
+    "ls",
+    "svls:sigma=1",
+    "svls:sigma=2",
+    "mbls:margin=3",
+    "mbls:margin=5",
+    "mbls:margin=8",
+    "mbls:margin=10",
+    "mbls_dice:margin=5",
+    "nacl",
+)
+#: Sizes of the training set beside the whole one.
+FEW_PATIENTS = (5, 10, 20, 40)
+#: The parts of the study, in the order in which they are run.
+PARTS = ("losses", "margins", "weights", "few_patients", "ten_patients", "backbones")
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How all networks of a study are trained.
+
+    Attributes:
+        name: on the command line. label: in the heading of every table.
+        base: the experiment that each one varies; its split has ``train_patients`` patients to train on.
+        backbones: (name, base_channels) of the networks beside the U-Net.
+    """
+
+    name: str
+    label: str
+    base: Experiment
+    train_patients: int
+    backbones: tuple[tuple[str, int], ...]
+
+
+#: 56, 8 and 16 of the 80 patients of ACDC that data/acdc_split.json names.
+SPLIT = "data/acdc_split.json"
+
+PAPER = Protocol(
+    name="paper",
+    label="the paper's protocol",
+    base=Experiment(split=SPLIT),
+    train_patients=56,
+    backbones=(("attention_unet", 32), ("unet++", 32), ("swin_unetr", 24)),
+)
+
+#: Slices of 128 x 128 voxels halved, 8 to 64 filters with batch normalisation, three times the rate for a tenth of the epochs.
+CPU = Protocol(
+    name="cpu",
+    label="reduced protocol, two CPU cores",
+    base=Experiment(
+        split=SPLIT,
+        size=64,
+        crop=128,
+        base_channels=8,
+        levels=4,
+        norm="batch",
+        fit=FitSettings(epochs=10, learning_rate=3e-3, lr_step=8, validate_every=2),
+    ),
+    train_patients=56,
+    backbones=(("attention_unet", 12), ("unet++", 12), ("swin_unetr", 12)),
+)
+
+PROTOCOLS = {protocol.name: protocol for protocol in (PAPER, CPU)}
+
+
+def parts(protocol: Protocol, seeds: Iterable[int] = (0, 1, 2)) -> dict[str, list[Experiment]]:
+    """The experiments of each of :data:`PARTS`. Some belong to two parts and have the same name in both."""
+    base, seeds = protocol.base, list(seeds)
+    few = {
+        number: _same_steps(replace(base, train_patients=number), protocol.train_patients / number)
+        for number in FEW_PATIENTS
+    }
+    # MONAI's networks have one depth and bring their own normalisation.
+    others = [replace(base, model=name, base_channels=width, levels=5, norm=None) for name, width in protocol.backbones]
+    return {
+        "losses": sweep(base, LOSSES, seeds),
+        "margins": sweep(base, ("ce", *MARGINS), seeds),
+        "weights": sweep(base, ("ce", *WEIGHTS), seeds),
+        "few_patients": [run for fewer in (*few.values(), base) for run in sweep(fewer, THREE, seeds)],
+        # Losses and margins once more where cross-entropy grows overconfident even in a short training.
+        "ten_patients": sweep(few[10], dict.fromkeys((*LOSSES, *MARGINS)), seeds),
+        "backbones": sweep(base, THREE, seeds) + [run for other in others for run in sweep(other, THREE, seeds)],
+    }
+
+
+def study(protocol: Protocol, seeds: Iterable[int] = (0, 1, 2), only: Iterable[str] = PARTS) -> list[Experiment]:
+    """Every experiment once, in an order that leaves something whole wherever it is stopped: all of a part with one seed, then
+    the next part; then the next seed.
+
+    Raises:
+        ValueError: an unknown part.
+    """
+    only = list(only)
+    unknown = [part for part in only if part not in PARTS]
+    if unknown:
+        raise ValueError(f"parts: got {', '.join(unknown)}, expected some of {', '.join(PARTS)}")
+    found: dict[str, Experiment] = {}
+    for seed in seeds:
+        for part, experiments in parts(protocol, [seed]).items():
+            if part in only:
+                found |= {experiment.name: experiment for experiment in experiments}
+    return list(found.values())
+
+
+def _same_steps(experiment: Experiment, factor: float) -> Experiment:
+    """The experiment with so many times the epochs, so that a smaller training set is trained on for as many steps."""
+    fit = experiment.fit
+    longer = {name: round(getattr(fit, name) * factor) for name in ("epochs", "lr_step", "validate_every")}
+    return replace(experiment, fit=replace(fit, **longer))

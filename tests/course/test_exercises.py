@@ -1,0 +1,152 @@
+"""The checks teach: right answers pass, open ones are no errors, and known mistakes are named."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from mbls.constraints import logit_distances
+from mbls.course import exercises
+
+NUMBERS = {
+    exercises.exercise_0_1: 2,
+    exercises.exercise_0_2: 0.993,
+    exercises.exercise_1_1: 0.2,
+    exercises.exercise_1_3: 900,
+    exercises.exercise_2_2: 148,
+    exercises.exercise_3_2: 54.6,
+    exercises.exercise_4_2: 0.75,
+    exercises.exercise_4_3: 3.61,
+    exercises.exercise_5_1: 0.69,
+    exercises.exercise_5_3: 3.6,
+    exercises.exercise_6_1: 0.085,
+}
+
+
+def ece(confidence, correct, num_bins):
+    bins = np.ceil(confidence * num_bins)
+    return sum(
+        abs(confidence[bins == b].mean() - correct[bins == b].mean()) * (bins == b).mean() for b in np.unique(bins)
+    )
+
+
+def hinge(logits, margin):
+    return F.relu(logit_distances(logits) - margin)
+
+
+def mbls(logits, target, margin, alpha):
+    return F.cross_entropy(logits, target) + alpha * hinge(logits, margin).mean()
+
+
+FUNCTIONS = {
+    exercises.exercise_0_3: lambda logits: logits.softmax(0).max(),
+    exercises.exercise_1_2: ece,
+    exercises.exercise_2_1: lambda logits, label: logits.softmax(0) - F.one_hot(torch.tensor(label), 4),
+    exercises.exercise_3_1: logit_distances,
+    exercises.exercise_3_3: lambda distances: 1 / (-distances).exp().sum(1),
+    exercises.exercise_4_1: mbls,
+    exercises.exercise_5_2: lambda logits, margin: (logit_distances(logits) > margin).any(1).float().mean(),
+}
+WORDS = {exercises.exercise_2_3: "above", exercises.exercise_6_2: "mbls:margin=1"}
+ALL = {**NUMBERS, **FUNCTIONS, **WORDS}
+
+
+def named(mapping):
+    return pytest.mark.parametrize(("check", "answer"), mapping.items(), ids=[check.__name__ for check in mapping])
+
+
+def test_every_check_is_tried_here():
+    assert {check.__name__ for check in ALL} == {name for name in exercises.__all__ if name.startswith("exercise_")}
+
+
+@named(ALL)
+def test_right_answer_passes(check, answer):
+    feedback = check(answer)
+    assert feedback.passed is True
+    assert repr(feedback).startswith("✓ Yes")
+
+
+@named(ALL)
+def test_open_answer_is_no_error(check, answer):
+    for nothing in (..., None):
+        assert check(nothing).passed is None
+    assert repr(check(...)).startswith("… Not answered yet")
+
+
+@named(FUNCTIONS)
+def test_function_without_a_result_is_open(check, answer):
+    def unsolved(*arguments):
+        result = ...
+        return result
+
+    assert check(unsolved).passed is None
+
+
+@named(ALL)
+def test_nonsense_is_told_and_not_raised(check, answer):
+    for nonsense in ("nonsense", [], {}, 10**9, torch.ones(2, 2)):
+        feedback = check(nonsense)
+        assert feedback.passed is False
+        assert len(feedback.message) > 20
+
+
+@named(FUNCTIONS)
+def test_a_function_that_raises_is_told(check, answer):
+    def broken(*arguments):
+        raise KeyError("oops")
+
+    assert "KeyError" in check(broken).message
+    assert check(lambda *arguments: "text").passed is False
+    assert check(lambda *arguments: torch.zeros(7, 7)).passed is False
+
+
+@pytest.mark.parametrize(
+    ("check", "answer", "hint"),
+    [
+        (exercises.exercise_0_1, 3, "the logit itself"),
+        (exercises.exercise_0_1, -2, "sign"),
+        (exercises.exercise_0_2, 0.98, "four classes"),
+        (exercises.exercise_1_1, 0.6, "accuracy"),
+        (exercises.exercise_1_3, 90, "square"),
+        (exercises.exercise_2_2, 5, "shrinks"),
+        (exercises.exercise_2_3, "below", "more confident"),
+        (exercises.exercise_3_2, 4, "exp(d)"),
+        (exercises.exercise_4_2, 0.01, "slope"),
+        (exercises.exercise_4_2, 100, "too large"),
+        (exercises.exercise_4_3, math.log(9), "shared"),
+        (exercises.exercise_5_1, 0.87, "K = 4"),
+        (exercises.exercise_5_3, 3, "star"),
+        (exercises.exercise_6_1, 0.07, "plain mean"),
+        (exercises.exercise_6_2, "fl", "DSC"),
+        (exercises.exercise_6_2, "ce", "smaller"),
+        (exercises.exercise_0_3, lambda logits: logits.softmax(0), "one number"),
+        (exercises.exercise_1_2, lambda c, h, n: abs(c.mean() - h.mean()), "bin by bin"),
+        (exercises.exercise_2_1, lambda logits, label: logits.softmax(0), "one-hot"),
+        (exercises.exercise_2_1, lambda logits, label: F.one_hot(torch.tensor(label), 4) - logits.softmax(0), "sign"),
+        (exercises.exercise_3_1, lambda logits: logits - logits.amax(1, keepdim=True), "sign"),
+        (exercises.exercise_3_1, lambda logits: logits.max() - logits, "whole batch"),
+        (exercises.exercise_3_1, lambda logits: logits.amax(1), "keepdim"),
+        (exercises.exercise_3_3, lambda distances: 1 / (1 + (-distances).exp().sum(1)), "counted twice"),
+        (exercises.exercise_3_3, lambda distances: (-distances).softmax(1), "largest"),
+        (
+            exercises.exercise_4_1,
+            lambda x, y, m, a: F.cross_entropy(x, y) + a * hinge(x, m).sum(1).mean(),
+            "factor K",
+        ),
+        (exercises.exercise_4_1, lambda x, y, m, a: F.cross_entropy(x, y) + hinge(x, m).mean(), "alpha"),
+        (exercises.exercise_4_1, lambda x, y, m, a: F.cross_entropy(x, y) + a * logit_distances(x).mean(), "margin"),
+        (
+            exercises.exercise_4_1,
+            lambda x, y, m, a: F.cross_entropy(x, y) + a * (logit_distances(x) - m).mean(),
+            "max(0",
+        ),
+        (exercises.exercise_5_2, lambda logits, m: (logit_distances(logits) > m).float().mean(), "any(1)"),
+        (exercises.exercise_5_2, lambda logits, m: (logit_distances(logits) > m).all(1).float().mean(), "any, not all"),
+    ],
+)
+def test_known_mistakes_are_named(check, answer, hint):
+    feedback = check(answer)
+    assert feedback.passed is False
+    assert hint in feedback.message

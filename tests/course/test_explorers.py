@@ -1,0 +1,231 @@
+"""Explorers without a browser: state, numbers, picture. In a real browser: tests/browser."""
+
+import base64
+import io
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from matplotlib.image import imread
+from traitlets import TraitError
+
+from mbls.constraints import confidence_at_margin, logit_distances
+from mbls.course.explorers import LogitExplorer, MarginExplorer, ReliabilityExplorer, SliceExplorer, VoxelExplorer
+from mbls.data.home import data_home
+from mbls.metrics import expected_calibration_error
+
+
+def chances(n=2000):
+    random = torch.Generator().manual_seed(0)
+    return torch.softmax(2 * torch.randn(n, 4, generator=random), dim=1)
+
+
+def slices():
+    random = torch.Generator().manual_seed(0)
+    labels = torch.randint(0, 4, (3, 16, 20), generator=random)
+    return torch.rand(3, 16, 20, generator=random), labels, 4 * torch.randn(3, 4, 16, 20, generator=random)
+
+
+@pytest.fixture(scope="module")
+def sweep():
+    folder = data_home() / "results"
+    return pd.read_csv(folder / "phantom_margins.csv"), pd.read_csv(folder / "phantom_margins_histograms.csv")
+
+
+MAKERS = {
+    "reliability": (
+        lambda sweep: ReliabilityExplorer(chances()),
+        {"num_bins": 30, "num_voxels": 300, "temperature": 0.5},
+    ),
+    "logit": (lambda sweep: LogitExplorer(), {"background": 4.0, "myocardium": -2.0, "cavity": 1.5}),
+    "voxel": (lambda sweep: VoxelExplorer(), {"margin": 6.0, "alpha": 0.5, "certainty": 0.6, "distance": 2.0}),
+    "slice": (lambda sweep: SliceExplorer(*slices()), {"margin": 7.0, "slice_index": 2}),
+    "margin": (lambda sweep: MarginExplorer(*sweep), {"margin": 5.0}),
+}
+
+
+@pytest.fixture(params=MAKERS)
+def explorer_and_moves(request, sweep):
+    make, moves = MAKERS[request.param]
+    return make(sweep), moves
+
+
+def test_each_part_of_the_state_moves_numbers_picture_and_readout(explorer_and_moves):
+    explorer, moves = explorer_and_moves
+    assert set(moves) == set(explorer.state_names)
+    for name, value in moves.items():
+        before = explorer.png, explorer.readout.value
+        setattr(explorer, name, value)
+        assert explorer.controls[name].value == value
+        assert explorer.png != before[0], name
+        assert explorer.state[name] == value
+    assert explorer.readout.value != before[1] or len(moves) > 1
+
+
+def test_slider_moves_the_state(explorer_and_moves):
+    explorer, moves = explorer_and_moves
+    for name, value in moves.items():
+        explorer.controls[name].value = value
+        assert getattr(explorer, name) == value
+
+
+def test_picture_depends_on_the_state_alone(explorer_and_moves, sweep):
+    """What a drag left behind must not show: there and back again gives the same pixels, as does a new explorer."""
+    explorer, moves = explorer_and_moves
+    start, first = explorer.state, explorer.png
+    for name, value in moves.items():
+        setattr(explorer, name, value)
+    moved = explorer.png
+    for name, value in start.items():
+        setattr(explorer, name, value)
+    assert explorer.png == first
+    for name, value in moves.items():
+        setattr(explorer, name, value)
+    assert explorer.png == moved
+
+
+def test_computing_changes_nothing(explorer_and_moves):
+    explorer, _ = explorer_and_moves
+    state, picture = explorer.state, explorer.png
+    explorer.compute()
+    assert (explorer.state, explorer.png) == (state, picture)
+
+
+def test_shown_with_a_picture_and_text_for_readers_without_a_kernel(explorer_and_moves):
+    explorer, _ = explorer_and_moves
+    data, metadata = explorer._repr_mimebundle_()
+    assert "application/vnd.jupyter.widget-view+json" in data
+    assert imread(io.BytesIO(base64.b64decode(data["image/png"]))).shape[1] > 600
+    assert explorer.describe(explorer.numbers) in data["text/plain"]
+    assert len(metadata["image/png"]["alt"]) > 60
+    assert 'role="status"' in explorer.readout.value
+    assert all(control.description for control in explorer.controls.values())
+
+
+def test_state_out_of_range_is_refused_and_leaves_the_state(explorer_and_moves):
+    explorer, moves = explorer_and_moves
+    state = explorer.state
+    for name in moves:
+        with pytest.raises(TraitError, match=name):
+            setattr(explorer, name, -1000)
+    assert explorer.state == state
+
+
+def test_unknown_state_is_refused():
+    with pytest.raises(ValueError, match="colour"):
+        VoxelExplorer(colour="red")
+
+
+def test_reliability_explorer_agrees_with_the_metrics():
+    probs = chances()
+    explorer = ReliabilityExplorer(probs, num_voxels=1000, num_bins=10)
+    chosen, labels = explorer._probs[:1000], explorer._labels[:1000]
+    assert explorer.numbers.ece == pytest.approx(expected_calibration_error(chosen, labels, 10))
+    # The forecaster knows the truth: its ECE is chance, an exaggerator's is more.
+    assert explorer.numbers.ece < 3 * explorer.numbers.chance
+    explorer.temperature = 0.4
+    assert explorer.numbers.ece > 3 * explorer.numbers.chance
+
+
+def test_reliability_explorer_with_few_voxels():
+    explorer = ReliabilityExplorer(chances(200))
+    assert explorer.num_voxels == 100
+    with pytest.raises(TraitError, match="num_voxels"):
+        explorer.num_voxels = 300
+    with pytest.raises(ValueError, match=r"probs: got shape \(20, 4\)"):
+        ReliabilityExplorer(chances(20))
+
+
+def test_fewer_voxels_make_a_larger_error():
+    explorer = ReliabilityExplorer(chances(30_000))
+    found = []
+    for n in (100, 1000, 30_000):
+        explorer.num_voxels = n
+        found.append(explorer.numbers.ece)
+    assert found == sorted(found, reverse=True)
+
+
+def test_logit_explorer_ignores_a_constant():
+    explorer = LogitExplorer(background=-1, myocardium=0, cavity=2)
+    shifted = LogitExplorer(background=1, myocardium=2, cavity=4)
+    np.testing.assert_allclose(explorer.numbers.probs, shifted.numbers.probs)
+    np.testing.assert_allclose(explorer.numbers.point, shifted.numbers.point)
+    np.testing.assert_allclose(explorer.numbers.distances, [3, 2, 0])
+    equal = LogitExplorer(background=1, myocardium=1, cavity=1)
+    np.testing.assert_allclose(equal.numbers.point, LogitExplorer.CORNERS.mean(0))
+
+
+def test_voxel_explorer_ends_where_the_loss_is_smallest():
+    for margin, alpha, certainty in ((3, 0.1, 1), (5, 0.1, 1), (3, 0.1, 0.7), (0, 0.5, 0.7), (2, 0.5, 0.9)):
+        explorer = VoxelExplorer(margin=margin, alpha=alpha, certainty=certainty)
+        best = VoxelExplorer.GRID[explorer.numbers.curves[2].argmin()]
+        assert explorer.numbers.end_distance == pytest.approx(best, abs=0.06)
+
+
+def test_voxel_explorer_gradient_points_to_the_end():
+    explorer = VoxelExplorer(margin=5, distance=6)
+    total = explorer.numbers.gradient_ce + explorer.numbers.gradient_penalty
+    assert explorer.numbers.violated
+    assert total[0] > 0 > total[1]
+    explorer.distance = 4
+    assert not explorer.numbers.violated
+    assert explorer.numbers.penalty == 0
+    np.testing.assert_array_equal(explorer.numbers.gradient_penalty, 0)
+
+
+def test_cross_entropy_alone_never_ends():
+    explorer = VoxelExplorer(alpha=0)
+    assert explorer.numbers.end_distance == math.inf
+    assert "never" in explorer.readout.value
+
+
+def test_slice_explorer_counts_violations():
+    images, labels, logits = slices()
+    explorer = SliceExplorer(images, labels, logits, margin=3, slice_index=1)
+    beyond = logit_distances(logits[1:2])[0] > 3
+    np.testing.assert_array_equal(explorer.numbers.violations, beyond.sum(0))
+    assert explorer.numbers.share == pytest.approx(beyond.any(0).float().mean().item())
+    assert explorer.numbers.ceiling == confidence_at_margin(3, 4)
+    assert explorer.numbers.counts.sum() == 3 * 16 * 20
+
+
+def test_slice_explorer_refuses_shapes_that_do_not_match():
+    images, labels, logits = slices()
+    with pytest.raises(ValueError, match="images, labels, logits"):
+        SliceExplorer(images, labels[:2], logits)
+    with pytest.raises(ValueError, match="images, labels, logits"):
+        SliceExplorer(images, labels, logits[:, :, :5])
+
+
+def test_margin_explorer_means_over_seeds(sweep):
+    results, histograms = sweep
+    explorer = MarginExplorer(results, histograms, margin=5.0)
+    rows = results[results["loss"] == "mbls:margin=5"]
+    assert explorer.numbers.seeds == len(rows) == 3
+    assert explorer.numbers.figures["ece_fg"] == pytest.approx(rows["ece_fg"].mean())
+    assert explorer.numbers.distance_share.sum() == pytest.approx(1)
+    explorer.margin = math.inf
+    assert explorer.numbers.figures["dsc"] == pytest.approx(results[results["loss"] == "ce"]["dsc"].mean())
+    assert "cross-entropy" in explorer.readout.value
+
+
+def test_margin_explorer_pools_the_diagram(sweep):
+    """Pooled confidence and accuracy come from sums over the seeds, not from means of means."""
+    results, histograms = sweep
+    explorer = MarginExplorer(results, histograms, margin=3.0)
+    bins = histograms[(histograms["loss"] == "mbls:margin=3") & (histograms["region"] == "foreground")]
+    last = bins[(bins["kind"] == "confidence") & (bins["high"] == 1)]
+    expected = (last["accuracy"] * last["count"]).sum() / last["count"].sum()
+    assert explorer.numbers.accuracy[-1] == pytest.approx(expected)
+
+
+def test_margin_explorer_refuses_other_tables(sweep):
+    results, histograms = sweep
+    with pytest.raises(ValueError, match="expected ce and mbls"):
+        MarginExplorer(results[results["loss"] != "ce"], histograms)
+    with pytest.raises(ValueError, match="region"):
+        MarginExplorer(results, histograms, region="liver")
+    with pytest.raises(TraitError, match="margin"):
+        MarginExplorer(results, histograms, margin=4.0)

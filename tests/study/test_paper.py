@@ -1,0 +1,84 @@
+"""The study: what it consists of, and that every one of its rows trains."""
+
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+
+from mbls.data.acdc import GROUPS, find_patients, read_split, split_patients
+from mbls.data.home import data_home
+from mbls.engine.fit import FitSettings
+from mbls.study.experiment import compare, load_data
+from mbls.study.paper import CPU, FEW_PATIENTS, PAPER, PARTS, PROTOCOLS, parts, study
+
+SPLIT = data_home() / "acdc_split.json"
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS.values(), ids=PROTOCOLS)
+def test_every_run_has_its_own_name_and_three_seeds(protocol):
+    runs = study(protocol)
+    assert len({run.name for run in runs}) == len(runs) == 3 * (13 + 5 + 2 + 12 + 15 + 9)
+    assert Counter(run.fit.seed for run in runs) == {0: 56, 1: 56, 2: 56}
+    assert [run.fit.seed for run in runs] == sorted(run.fit.seed for run in runs)
+    # A run of two parts is the same in both.
+    known = {run.name: run for run in runs}
+    for experiments in parts(protocol).values():
+        assert all(known[experiment.name] == experiment for experiment in experiments)
+
+
+def test_the_papers_protocol():
+    (mbls,) = (run for run in study(PAPER, [0], ["losses"]) if run.loss == "mbls:margin=5")
+    assert (mbls.size, mbls.crop, mbls.base_channels, mbls.levels, mbls.norm) == (192, None, 32, 5, None)
+    assert mbls.fit == FitSettings(epochs=100, batch_size=4, learning_rate=1e-3, lr_step=50, lr_decay=0.1)
+    (few,) = (run for run in study(PAPER, [0], ["few_patients"]) if run.name == "ls-5patients-seed0")
+    assert (few.fit.epochs, few.fit.lr_step) == (1120, 560)  # as many steps as with 56 patients
+
+
+def test_unknown_part():
+    with pytest.raises(ValueError, match="parts: got margin, expected some of losses, margins"):
+        study(CPU, only=["margin"])
+
+
+def test_the_fixed_split_is_stratified_and_any_beginning_of_it_too(acdc_root):
+    patients = find_patients(acdc_root)
+    fixed = read_split(SPLIT, patients)
+    assert fixed == split_patients(patients, 56, 8, 16)
+    for number in (*FEW_PATIENTS, 56):
+        groups = Counter(patient.group for patient in fixed.train[:number])
+        assert set(groups) == set(GROUPS)
+        assert max(groups.values()) - min(groups.values()) <= 1
+
+
+def test_every_row_trains(phantom_root, tmp_path):
+    """All of the study with small networks, one epoch, and as many patients as a small phantom has."""
+    shape = {"split": None, "patients": (2, 1, 1), "size": 64, "crop": 128, "surface": False}
+    base = replace(CPU.base, **shape, base_channels=4, levels=3, fit=FitSettings(epochs=1, batch_size=16))
+    backbones = tuple((name, 12 if name == "swin_unetr" else 4) for name, _ in CPU.backbones)
+    protocol = replace(CPU, base=base, backbones=backbones)
+    runs = [replace(run, train_patients=run.train_patients and 1) for run in study(protocol, [0])]
+    runs = {run.name: replace(run, fit=base.fit) for run in runs}  # every size of a small training set is the same here
+    table = compare(runs.values(), phantom_root, tmp_path, progress=False)
+    assert len(table) == 56 - 3 * 3
+    assert (
+        table[["dsc", "ece", "cece_fg", "aece", "nll", "brier", "temperature", "scaled_ece", "scaled_cece_fg"]]
+        .notna()
+        .all()
+        .all()
+    )
+    assert (table["scaled_nll"] < table["nll"] + 0.1).all()
+    assert set(table["train_patients"]) == {1, 2}
+
+
+def test_few_patients_are_the_first_of_all(phantom_root):
+    base = replace(CPU.base, split=None, patients=(3, 1, 1), size=32, crop=96)
+    whole, two = load_data(base, phantom_root), load_data(replace(base, train_patients=2), phantom_root)
+    assert [volume.patient for volume in two.train.volumes] == [volume.patient for volume in whole.train.volumes][:4]
+    assert len(two.train) == two.train.volumes[-1].stop < len(whole.train)
+    assert two.train.labels.equal(whole.train.labels[: len(two.train)])
+    assert two.fingerprint == whole.fingerprint
+    with pytest.raises(ValueError, match="train_patients: got 4, expected 1 to the 3 of the split"):
+        load_data(replace(base, train_patients=4), phantom_root)
+
+
+def test_parts_are_named():
+    assert tuple(parts(CPU)) == PARTS

@@ -1,0 +1,128 @@
+"""Tables of a study: means and spreads, ranks, paired tests, and that the recorded Markdown is what the recorded rows give."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy.stats import wilcoxon
+
+from mbls.__main__ import main
+from mbls.data.home import data_home
+from mbls.study.paper import CPU, study
+from mbls.study.tables import RANKED, mean_and_spread, paired_tests, per_patient, ranks, study_report
+
+RECORDED = data_home() / "results" / "acdc_study"
+
+
+def runs(figures, seeds=(0, 1)):
+    """A table of runs: loss -> figure -> one value a seed."""
+    return pd.DataFrame(
+        {"loss": loss, "model": "unet", "train_patients": 56, "seed": seed}
+        | {name: values[seed] for name, values in row.items()}
+        for loss, row in figures.items()
+        for seed in seeds
+    )
+
+
+def test_mean_and_spread_keep_the_order_of_the_table():
+    table = runs({"ls": {"dsc": (0.8, 0.9)}, "ce": {"dsc": (0.5, 0.5)}})
+    spread = mean_and_spread(table, ["dsc"])
+    assert list(spread.index) == ["ls", "ce"]
+    assert spread["dsc", "mean"].tolist() == pytest.approx([0.85, 0.5])
+    assert spread["dsc", "std"].tolist() == pytest.approx([0.1 / np.sqrt(2), 0])
+    assert spread["seeds", "count"].tolist() == [2, 2]
+
+
+def test_ranks_know_which_way_is_better_and_share_ties():
+    table = runs(
+        {
+            "ce": {"dsc": (0.8, 0.8), "ece": (0.3, 0.3)},
+            "ls": {"dsc": (0.9, 0.9), "ece": (0.1, 0.1)},
+            "fl": {"dsc": (0.7, 0.9), "ece": (0.2, 0.2)},
+        }
+    )
+    placed = ranks(table, ["dsc", "ece"])
+    assert list(placed.index) == ["ls", "fl", "ce"]
+    assert placed["dsc"].to_dict() == {"ls": 1, "fl": 2.5, "ce": 2.5}
+    assert placed["ece"].to_dict() == {"ls": 1, "fl": 2, "ce": 3}
+    assert placed["mean rank"].tolist() == [1, 2.25, 2.75]
+
+
+def patients(**differences):
+    """Twelve patients, two seeds; the losses' ECE lies above CE's by the differences given."""
+    generator = np.random.default_rng(0)
+    base = generator.uniform(0.1, 0.2, 12)
+    rows = []
+    for loss, shift in {"ce": np.zeros(12), **differences}.items():
+        for seed, noise in ((0, 0.01), (1, -0.01)):  # cancels in the mean over seeds
+            rows += [
+                {"loss": loss, "seed": seed, "patient": f"p{i:02d}", "ece": base[i] + shift[i] + noise}
+                for i in range(12)
+            ]
+    return pd.DataFrame(rows)
+
+
+def test_paired_tests_take_each_patient_once_and_correct_for_the_number_of_losses():
+    better, mixed = -np.linspace(0.01, 0.02, 12), np.array([0.01, -0.011] * 6) * np.arange(1, 13)
+    tests = paired_tests(patients(ls=better, fl=mixed, same=np.zeros(12)), figures=["ece"]).set_index("loss")
+    assert tests["difference"]["ls"] == pytest.approx(better.mean())
+    assert tests["p"]["ls"] == pytest.approx(min(1, 3 * wilcoxon(better).pvalue))  # the smallest p of three
+    assert tests["p"]["fl"] == pytest.approx(min(1, 2 * wilcoxon(mixed).pvalue))
+    assert tests["p"]["same"] == 1
+    assert (tests["p"] <= 1).all()
+
+
+def test_paired_tests_refuse_what_is_not_paired():
+    table = patients(ls=np.zeros(12))
+    with pytest.raises(ValueError, match="reference: got 'svls', expected one of ce, ls"):
+        paired_tests(table, "svls", ["ece"])
+    with pytest.raises(ValueError, match="judged on different patients"):
+        paired_tests(table[(table["loss"] == "ce") | (table["patient"] != "p00")], figures=["ece"])
+
+
+def test_per_patient_is_the_mean_of_its_volumes():
+    rows = [
+        {
+            "loss": "ce",
+            "model": "unet",
+            "train_patients": 56,
+            "seed": 0,
+            "patient": "patient001",
+            "group": "DCM",
+            "phase": phase,
+        }
+        | {f"dsc_{name}": dsc for name in ("RV", "MYO", "LV")}
+        | {f"{prefix}{name}": dsc / 2 for prefix in ("", "scaled_") for name in ("ece", "ece_fg", "cece_fg", "nll")}
+        for phase, dsc in (("ED", 0.9), ("ES", 0.7))
+    ]
+    (row,) = per_patient(pd.DataFrame(rows)).to_dict("records")
+    assert row["dsc"] == pytest.approx(0.8)
+    assert row["scaled_nll"] == pytest.approx(0.4)
+
+
+def test_report_says_what_is_missing(tmp_path, capsys):
+    assert main(["report", str(tmp_path), "--out", str(tmp_path / "study")]) == 2
+    assert "results.csv: missing, expected the output of `python -m mbls merge`" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def recorded():
+    return pd.read_csv(f"{RECORDED}.csv"), pd.read_csv(f"{RECORDED}_patients.csv")
+
+
+def test_recorded_tables_are_what_the_recorded_rows_give(recorded):
+    text = RECORDED.with_suffix(".md").read_text()
+    assert study_report(*recorded, CPU) == text
+    # Every table names its protocol.
+    lines = text.splitlines()
+    tables = [i for i, line in enumerate(lines) if line.startswith("| ---")]
+    assert all(CPU.label in lines[i - 3] for i in tables[1:])
+
+
+def test_recorded_rows_are_of_the_study_each_once(recorded):
+    table, patients = recorded
+    planned = {(run.loss, run.model, run.train_patients or 56, run.fit.seed) for run in study(CPU)}
+    rows = list(zip(*(table[name] for name in ("loss", "model", "train_patients", "seed")), strict=True))
+    assert len(set(rows)) == len(rows)
+    assert set(rows) == planned
+    assert table[list(RANKED)].notna().all().all()
+    assert len(patients) == 16 * len(table)
