@@ -118,11 +118,13 @@ class _Fused(torch.autograd.Function):
         batch, classes, voxels = logits.shape[0], logits.shape[1], target.shape[1:].numel()
         logits, label = logits.contiguous().view(batch, classes, voxels), target.reshape(batch, 1, voxels)
         ignored = None if keep is None else ~keep.reshape(batch, 1, voxels)
-        values = logits.new_empty(label.shape)
+        values = logits.new_empty(tuple(label.shape))  # a tuple: MONAI's MetaTensor takes nothing else
         needed = ctx.needs_input_grad[0]
         step = _block_voxels(logits.device, classes)
         samples = max(1, step // max(1, voxels))  # small images share a block
-        grad = torch.empty_like(logits) if needed else logits.new_empty(min(samples, batch), classes, min(step, voxels))
+        grad = (
+            torch.empty_like(logits) if needed else logits.new_empty((min(samples, batch), classes, min(step, voxels)))
+        )
         for row in range(0, batch, samples):
             for start in range(0, voxels, step):
                 block = (slice(row, row + samples), slice(None), slice(start, start + step))

@@ -28,12 +28,16 @@ class TemperatureScaling:
         """Fit T on logits (B, K, *spatial) and labels (B, *spatial), only where mask (B, *spatial) is True. Returns itself.
 
         Raises:
-            ValueError: shapes that do not match; no voxel; NaN logits; labels outside 0..K-1.
+            ValueError: shapes that do not match; a mask that is not boolean; no voxel; NaN logits; labels outside 0..K-1.
         """
         if logits.dim() < 2 or not logits.is_floating_point() or target.shape != logits.shape[:1] + logits.shape[2:]:
             raise ValueError(
                 f"target: got shape {tuple(target.shape)}, expected (B, *spatial) for floating point logits "
                 f"{tuple(logits.shape)} of {logits.dtype}"
+            )
+        if mask is not None and (mask.dtype != torch.bool or mask.shape != target.shape):
+            raise ValueError(
+                f"mask: got shape {tuple(mask.shape)} of {mask.dtype}, expected bool {tuple(target.shape)} like target"
             )
         rows = logits.detach().movedim(1, -1).flatten(0, -2).double()
         labels = target.flatten().long()

@@ -2,6 +2,7 @@
 
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -56,6 +57,18 @@ def test_constraints_pin_every_requirement_inside_its_range(requirement):
     if requirement.marker is not None and requirement.name not in pins:
         pytest.skip(f"only for {requirement.marker}")
     assert pins[requirement.name] in requirement.specifier
+
+
+def test_pip_accepts_the_list_that_conda_gives_it(tmp_path):
+    """conda writes the lines below pip: into a requirements file, where options such as --no-deps are errors."""
+    dependencies = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
+    (lines,) = (part["pip"] for part in dependencies if isinstance(part, dict))
+    assert "-e ." in lines
+    path = tmp_path / "requirements.txt"
+    path.write_text("\n".join(lines))
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--dry-run", "--no-deps", "-r", str(path)]
+    finished = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert finished.returncode == 0, finished.stderr
 
 
 def test_no_absolute_paths_in_what_is_committed():

@@ -449,3 +449,15 @@ def test_bad_input(name, change, message):
 def test_bad_options(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize("gradients", [True, False], ids=["training", "validation"])
+@pytest.mark.parametrize("name", sorted(LOSSES))
+def test_monais_tensors_are_taken_in_training_and_validation(name, gradients):
+    from monai.data import MetaTensor
+
+    logits, target = make_batch((2, K, 8, 8))
+    loss = build_loss(name, K)
+    with torch.set_grad_enabled(gradients):
+        value = loss(MetaTensor(logits.requires_grad_(gradients)), MetaTensor(target))
+    assert float(value.detach()) == pytest.approx(float(loss(logits, target).detach()), rel=1e-6)

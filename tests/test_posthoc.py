@@ -57,3 +57,11 @@ def test_mask_selects_what_is_fitted():
 def test_bad_input(call, message):
     with pytest.raises(ValueError, match=message):
         call(*make_overconfident())
+
+
+@pytest.mark.parametrize("mask", [torch.tensor([[0, 1, 1]]), torch.tensor([[False], [True], [True]])])
+def test_a_mask_of_numbers_or_of_another_shape_is_refused(mask):
+    """Numbers would be taken for indices, and a transposed mask for the right one, without a word."""
+    logits, labels = torch.randn(1, 2, 3), torch.tensor([[0, 1, 1]])
+    with pytest.raises(ValueError, match=r"mask: got shape .* expected bool \(1, 3\) like target"):
+        TemperatureScaling().fit(logits, labels, mask)

@@ -32,9 +32,10 @@ def make_fabric(precision: str = "32-true", accelerator: str = "auto") -> Fabric
 
 
 def set_memory_format(model: nn.Module, fabric: Fabric) -> None:
-    """Lay the weights of a 2-D network out as the device's convolutions like them best; values and shapes stay as they are.
+    """Lay a network's weights out as the device's convolutions work fastest; values and shapes stay as they are.
 
     On a CPU that is channels last, which takes about a sixth off a training step (benchmarks/RESULTS.md).
     """
     if fabric.device.type == "cpu":
-        model.to(memory_format=torch.channels_last)
+        volumetric = any(weight.dim() == 5 for weight in model.parameters())
+        model.to(memory_format=torch.channels_last_3d if volumetric else torch.channels_last)

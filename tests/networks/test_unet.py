@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from mbls.engine.devices import make_fabric, set_memory_format
 from mbls.networks.unet import UNet
 
 
@@ -51,3 +52,13 @@ def test_every_parameter_is_trained():
 def test_bad_input(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize("spatial_dims", [2, 3])
+def test_memory_format_keeps_the_values(spatial_dims):
+    torch.manual_seed(0)
+    model = UNet(spatial_dims, base_channels=2, levels=2).eval()
+    images = torch.randn(1, 1, *[8] * spatial_dims)
+    before = model(images)
+    set_memory_format(model, make_fabric(accelerator="cpu"))
+    torch.testing.assert_close(model(images), before)
