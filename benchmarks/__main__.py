@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import losses, metrics, scaling, surface_distances, training_step, whole_training
+from benchmarks import losses, metrics, scaling, surface_distances, threads, training_step, whole_training
 
 HERE = Path(__file__).resolve().parent
 
@@ -34,6 +34,7 @@ def main() -> None:
     sections = {
         "Losses": losses.report,
         "Calibration metrics": metrics.report,
+        "Threads": threads.report,
         "Training step": training_step.report,
         "Whole training": whole_training.report,
         "Overlap and surface distances": surface_distances.report,

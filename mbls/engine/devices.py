@@ -1,14 +1,23 @@
-"""Where a network runs: Lightning Fabric for one device or for the processes of a launcher."""
+"""Where a network runs: Lightning Fabric for one device or for the processes of a launcher, and on how many threads."""
 
 from __future__ import annotations
 
+import copy
+import math
 import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from lightning_fabric import Fabric
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
-__all__ = ["make_fabric", "set_memory_format"]
+__all__ = ["ONE_THREAD_FLOPS", "forward_flops", "make_fabric", "set_memory_format", "threads_for"]
+
+#: A forward pass of less work than this runs on one thread. Measured (benchmarks/threads.py): below it a second thread takes a
+#: tenth to a third off a step; but two programs with two threads each, on two cores, slow each other a hundredfold.
+ONE_THREAD_FLOPS = 4e9
 
 
 def make_fabric(precision: str = "32-true", accelerator: str = "auto") -> Fabric:
@@ -39,3 +48,39 @@ def set_memory_format(model: nn.Module, fabric: Fabric) -> None:
     if fabric.device.type == "cpu":
         volumetric = any(weight.dim() == 5 for weight in model.parameters())
         model.to(memory_format=torch.channels_last_3d if volumetric else torch.channels_last)
+
+
+def forward_flops(model: nn.Module, shape: Sequence[int]) -> float:
+    """Floating point operations of a forward pass over images of a shape, (B, C, *spatial), counted on tensors without data.
+
+    Infinite where torch cannot run the network so.
+    """
+    try:
+        shadow = copy.deepcopy(model).to("meta").eval()
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            shadow(torch.empty(tuple(shape), device="meta"))
+    except (
+        Exception
+    ):  # each operation that asks for data has its own error; the real pass tells what is wrong with the network
+        return math.inf
+    return counter.get_total_flops()
+
+
+@contextmanager
+def threads_for(flops: float, device: torch.device) -> Iterator[None]:
+    """Run a network on as many threads as its work is worth; the number of before is back afterwards.
+
+    On a CPU one thread, where a forward pass takes less than :data:`ONE_THREAD_FLOPS`, else as many as torch has. The work decides,
+    never time or load, so that a resumed run adds up in the same order as the uninterrupted one.
+
+    Args:
+        flops: of the forward pass of a batch, from :func:`forward_flops`.
+        device: where the network runs; on any but the CPU nothing is changed.
+    """
+    before = torch.get_num_threads()
+    if device.type == "cpu" and flops < ONE_THREAD_FLOPS:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

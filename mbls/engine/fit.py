@@ -22,7 +22,7 @@ from torch.utils.data import DistributedSampler
 from tqdm.auto import tqdm
 
 from mbls.data.acdc import SliceDataset
-from mbls.engine.devices import make_fabric, set_memory_format
+from mbls.engine.devices import forward_flops, make_fabric, set_memory_format, threads_for
 from mbls.engine.judge import evaluate
 from mbls.files import atomic_write
 
@@ -156,7 +156,9 @@ def fit(
     # All slices go to the device at once (ACDC at full size: 0.2 GB), so that no step waits for the host. A transform is MONAI's,
     # which runs on the host, slice by slice.
     held = fabric.to_device((train.images, train.labels)) if train.transform is None else None
+    flops = forward_flops(model, (min(settings.batch_size, len(train)), *train.images.shape[1:]))
     with (
+        threads_for(flops, fabric.device),
         _stop_after_step() as stop,
         tqdm(
             total=settings.epochs * batches,

@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 
 from mbls.constraints import logit_distances
 from mbls.data.acdc import CLASS_NAMES, SliceDataset, VolumeSlices
-from mbls.engine.devices import make_fabric, set_memory_format
+from mbls.engine.devices import forward_flops, make_fabric, set_memory_format, threads_for
 from mbls.metrics import (
     CalibrationBins,
     adaptive_calibration_error,
@@ -200,9 +200,11 @@ def predict_volumes(
     set_memory_format(model, fabric)
     network = model if is_wrapped(model) else fabric.setup_module(model)
     network.eval()
+    slice_flops = forward_flops(network.module, (1, *dataset.images.shape[1:]))
     for volume in dataset.volumes if volumes is None else volumes:
-        with torch.inference_mode():
-            logits = network(fabric.to_device(dataset.images[volume.start : volume.stop])).float().cpu()
+        images = dataset.images[volume.start : volume.stop]
+        with torch.inference_mode(), threads_for(len(images) * slice_flops, fabric.device):
+            logits = network(fabric.to_device(images)).float().cpu()
         yield volume, logits, dataset.labels[volume.start : volume.stop].long()
 
 
