@@ -17,7 +17,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -33,10 +33,17 @@ __all__ = [
     "MbLSLoss",
     "NACLLoss",
     "SVLSLoss",
+    "VoxelLoss",
     "WithDice",
     "build_loss",
     "parse_loss",
 ]
+
+
+Reduction = Literal["mean", "sum", "none"]
+
+#: ``fused(below, label, grad) -> values``; see :class:`VoxelLoss`.
+FusedForm = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 def _block_voxels(device: torch.device, num_classes: int) -> int:
@@ -48,35 +55,88 @@ def _block_voxels(device: torch.device, num_classes: int) -> int:
     return max(1, min(threads << 16, (threads << 19) // num_classes))
 
 
-class _VoxelLoss(_Loss):
-    """Checks, precision and reduction shared by the losses; a subclass gives the value of each voxel."""
+class VoxelLoss(_Loss):
+    """The base class of the losses that have one value a voxel. Subclass it for a loss of your own.
 
-    def __init__(self, ignore_index: int = -100, reduction: str = "mean") -> None:
+    It checks shapes, types and labels, computes half precision in float32, leaves ignored voxels out and reduces. A subclass
+    defines ``voxel_loss``, a few lines that autograd can differentiate. Options of its own go into its ``__init__``, which hands
+    ``ignore_index`` and ``reduction`` on.
+
+    It may also define ``fused(below, label, grad) -> values``, which gives the same values and their gradient at once, in less
+    time and memory. It works on a block of n voxels of b samples:
+
+    - ``below``, (b, K, n): the logits minus the largest one of the voxel, which is -d; it may be overwritten;
+    - ``label``, (b, 1, n): int64 labels, all of them within 0..K-1;
+    - ``grad``, (b, K, n): to be filled with the derivative of the values in the logits;
+    - the values that it returns: (b, 1, n).
+
+    Without ``fused``, autograd differentiates ``voxel_loss``. A class that changes ``voxel_loss`` alone does not inherit the
+    ``fused`` of its parent, since the two would no longer agree.
+
+    Args:
+        ignore_index: voxels with this label do not count.
+        reduction: "mean" over the voxels that count, "sum" over them, or "none" for the value of each voxel.
+
+    Shape:
+        logits (B, K, *spatial) floating point; target (B, *spatial) or (B, 1, *spatial) integer. Returns a scalar, or (B, *spatial)
+        where the reduction is "none".
+
+    Raises:
+        ValueError: unknown reduction; logits or target not as the module docstring says.
+
+    Example:
+        >>> import torch
+        >>> from mbls.losses import VoxelLoss
+        >>> class LinearLoss(VoxelLoss):
+        ...     def voxel_loss(self, logits, target):
+        ...         return 1 - self.at_label(logits.softmax(1), target)
+        >>> LinearLoss()(torch.zeros(1, 4, 2, 2), torch.zeros(1, 2, 2, dtype=torch.long)).item()
+        0.75
+    """
+
+    def __init__(self, ignore_index: int = -100, reduction: Reduction = "mean") -> None:
         super().__init__()
-        if reduction not in ("mean", "sum", "none"):
+        if reduction not in get_args(Reduction):
             raise ValueError(f'reduction: got {reduction!r}, expected "mean", "sum" or "none"')
         self.ignore_index = ignore_index
         self.reduction = reduction
 
     def voxel_loss(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        """Loss of each voxel, (B, *spatial), from checked float logits and int64 targets; the caller masks ignored voxels."""
-        raise NotImplementedError
+        """The definition: the loss of each voxel.
 
-    #: ``fused(below (b, K, n), label (b, 1, n), grad (b, K, n)) -> values (b, 1, n)``: :meth:`voxel_loss` of a block, from the
-    #: logits below the largest, -d, which it may overwrite; the derivative in the logits goes into ``grad``. None: there is only
-    #: the plain form.
-    fused: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor] | None = None
+        Args:
+            logits: (B, K, *spatial), float32 or float64, already checked.
+            target: (B, *spatial), int64. Voxels with ``ignore_index`` are still in it; what comes out there is dropped.
 
-    def __init_subclass__(cls) -> None:
-        super().__init_subclass__()
-        # Who changes the definition in a class of his own must not get his parent's closed form.
-        if "voxel_loss" in cls.__dict__ and "fused" not in cls.__dict__:
+        Returns:
+            (B, *spatial).
+        """
+        raise NotImplementedError(f"{type(self).__name__}: expected a definition of voxel_loss(logits, target)")
+
+    fused: FusedForm | None = None
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        # A closed form belongs to the definition beside it. Where a later class has changed the definition, it is dropped.
+        definition, closed_form = (
+            next(place for place, parent in enumerate(cls.__mro__) if name in vars(parent))
+            for name in ("voxel_loss", "fused")
+        )
+        if definition < closed_form:
             cls.fused = None
 
-    def _log_likelihood(self, log_probs: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        # Ignored voxels take class 0 here; the caller masks them.
+    def at_label(self, values: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        """The value of the labelled class at each voxel, for use in ``voxel_loss``.
+
+        Args:
+            values: one for each class, (B, K, *spatial), such as log-probabilities.
+            target: (B, *spatial), int64. A voxel with ``ignore_index`` gets the value of class 0.
+
+        Returns:
+            (B, *spatial).
+        """
         inside = target.masked_fill(target == self.ignore_index, 0)
-        return log_probs.gather(1, inside.unsqueeze(1)).squeeze(1)
+        return values.gather(1, inside.unsqueeze(1)).squeeze(1)
 
     def forward(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         target, keep = _checked_target(logits, target, self.ignore_index)
@@ -112,7 +172,7 @@ class _Fused(torch.autograd.Function):
         logits: torch.Tensor,
         target: torch.Tensor,
         keep: torch.Tensor | None,
-        fused: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor],
+        fused: FusedForm,
     ) -> torch.Tensor:
         ctx.shape = logits.shape
         batch, classes, voxels = logits.shape[0], logits.shape[1], target.shape[1:].numel()
@@ -199,7 +259,8 @@ def _check_form(logits: torch.Tensor, num_classes: int, spatial_dims: int) -> No
 
 
 def _raise_if_not_finite(loss: torch.Tensor, logits: torch.Tensor) -> None:
-    # Looked at on the CPU only, for the same reason; and only when the loss shows it, so that a healthy step pays nothing.
+    # Only on the CPU, since on a GPU the host would wait for the value; and only where the loss shows it, so that a healthy step
+    # pays nothing.
     if loss.device.type != "cpu" or _plain_form_needed() or torch.isfinite(loss.detach()).all():
         return
     bad = int((~torch.isfinite(logits.detach())).sum())
@@ -229,14 +290,14 @@ def _check_not_negative(**options: float) -> None:
             raise ValueError(f"{name}: got {value}, expected a finite number >= 0")
 
 
-class CrossEntropyLoss(_VoxelLoss):
+class CrossEntropyLoss(VoxelLoss):
     r"""Cross-entropy, ``-log s_j``: torch's value, with the targets and the checks of the other losses here.
 
     Source: the baseline CE of Murugesan et al., arXiv 2209.09641.
     """
 
     def voxel_loss(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        return -self._log_likelihood(F.log_softmax(logits, dim=1), target)
+        return -self.at_label(F.log_softmax(logits, dim=1), target)
 
     def fused(self, below: torch.Tensor, label: torch.Tensor, grad: torch.Tensor) -> torch.Tensor:
         """Gradient ``s - y``."""
@@ -245,7 +306,7 @@ class CrossEntropyLoss(_VoxelLoss):
         return values
 
 
-class LabelSmoothingLoss(_VoxelLoss):
+class LabelSmoothingLoss(VoxelLoss):
     r"""Cross-entropy against smoothed labels (LS).
 
     .. math:: (1-\alpha)\,(-\log s_j) + \frac{\alpha}{K} \sum_k -\log s_k
@@ -259,7 +320,7 @@ class LabelSmoothingLoss(_VoxelLoss):
     Source: Szegedy et al., CVPR 2016; baseline LS of arXiv 2209.09641.
     """
 
-    def __init__(self, alpha: float = 0.1, ignore_index: int = -100, reduction: str = "mean") -> None:
+    def __init__(self, alpha: float = 0.1, ignore_index: int = -100, reduction: Reduction = "mean") -> None:
         super().__init__(ignore_index, reduction)
         if not 0 <= alpha <= 1:
             raise ValueError(f"alpha: got {alpha}, expected 0 <= alpha <= 1")
@@ -267,7 +328,7 @@ class LabelSmoothingLoss(_VoxelLoss):
 
     def voxel_loss(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         log_probs = F.log_softmax(logits, dim=1)
-        return -(1 - self.alpha) * self._log_likelihood(log_probs, target) - self.alpha * log_probs.mean(dim=1)
+        return -(1 - self.alpha) * self.at_label(log_probs, target) - self.alpha * log_probs.mean(dim=1)
 
     def fused(self, below: torch.Tensor, label: torch.Tensor, grad: torch.Tensor) -> torch.Tensor:
         r"""Gradient :math:`s - (1-\alpha)\,y - \alpha/K`."""
@@ -278,7 +339,7 @@ class LabelSmoothingLoss(_VoxelLoss):
         return values
 
 
-class FocalLoss(_VoxelLoss):
+class FocalLoss(VoxelLoss):
     r"""Multi-class focal loss (FL) on the softmax, ``-(1 - s_j)^gamma log s_j``.
 
     Args:
@@ -290,13 +351,13 @@ class FocalLoss(_VoxelLoss):
     Source: Lin et al., ICCV 2017; for calibration Mukhoti et al., NeurIPS 2020; baseline FL of arXiv 2209.09641.
     """
 
-    def __init__(self, gamma: float = 3.0, ignore_index: int = -100, reduction: str = "mean") -> None:
+    def __init__(self, gamma: float = 3.0, ignore_index: int = -100, reduction: Reduction = "mean") -> None:
         super().__init__(ignore_index, reduction)
         _check_not_negative(gamma=gamma)
         self.gamma = gamma
 
     def voxel_loss(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        log_likelihood = self._log_likelihood(F.log_softmax(logits, dim=1), target)
+        log_likelihood = self.at_label(F.log_softmax(logits, dim=1), target)
         # The clamp keeps the gradient of pow finite where s_j rounds to 1 and gamma < 1.
         miss = (-torch.expm1(log_likelihood)).clamp(min=torch.finfo(logits.dtype).tiny)
         return -(miss**self.gamma) * log_likelihood
@@ -312,7 +373,7 @@ class FocalLoss(_VoxelLoss):
         return factor.mul_(nll)
 
 
-class EntropyPenaltyLoss(_VoxelLoss):
+class EntropyPenaltyLoss(VoxelLoss):
     r"""Cross-entropy minus the entropy of the prediction (ECP, explicit confidence penalty).
 
     .. math:: -\log s_j - \alpha H(s), \qquad H(s) = -\sum_k s_k \log s_k \text{ in nats}
@@ -326,7 +387,7 @@ class EntropyPenaltyLoss(_VoxelLoss):
     Source: Pereyra et al., ICLR workshop 2017; baseline ECP of arXiv 2209.09641.
     """
 
-    def __init__(self, alpha: float = 0.1, ignore_index: int = -100, reduction: str = "mean") -> None:
+    def __init__(self, alpha: float = 0.1, ignore_index: int = -100, reduction: Reduction = "mean") -> None:
         super().__init__(ignore_index, reduction)
         _check_not_negative(alpha=alpha)
         self.alpha = alpha
@@ -334,7 +395,7 @@ class EntropyPenaltyLoss(_VoxelLoss):
     def voxel_loss(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         log_probs = F.log_softmax(logits, dim=1)
         entropy = -(log_probs.exp() * log_probs).sum(dim=1)
-        return -self._log_likelihood(log_probs, target) - self.alpha * entropy
+        return -self.at_label(log_probs, target) - self.alpha * entropy
 
     def fused(self, below: torch.Tensor, label: torch.Tensor, grad: torch.Tensor) -> torch.Tensor:
         r"""Gradient :math:`s - y - \alpha\,s\,(d - \sum_k s_k d_k)`; and :math:`H(s) = \sum_k s_k d_k + \log \sum_k e^{-d_k}`."""
@@ -347,7 +408,7 @@ class EntropyPenaltyLoss(_VoxelLoss):
         return values.sub_(log_total.sub_(expected), alpha=self.alpha)
 
 
-class MbLSLoss(_VoxelLoss):
+class MbLSLoss(VoxelLoss):
     r"""Cross-entropy with a margin on the logit distances (MbLS).
 
     .. math:: -\log s_j + \frac{\alpha}{K} \sum_k \max(0, \max_i l_i - l_k - m)
@@ -373,7 +434,7 @@ class MbLSLoss(_VoxelLoss):
         alpha: float = 0.1,
         norm: str = "l1",
         ignore_index: int = -100,
-        reduction: str = "mean",
+        reduction: Reduction = "mean",
     ) -> None:
         super().__init__(ignore_index, reduction)
         _check_not_negative(margin=margin, alpha=alpha)
@@ -387,7 +448,7 @@ class MbLSLoss(_VoxelLoss):
         distances = logits.amax(dim=1, keepdim=True) - logits
         excess = F.relu(distances - self.margin)
         penalty = excess if self.norm == "l1" else excess.square()
-        return -self._log_likelihood(F.log_softmax(logits, dim=1), target) + self.alpha * penalty.mean(dim=1)
+        return -self.at_label(F.log_softmax(logits, dim=1), target) + self.alpha * penalty.mean(dim=1)
 
     def fused(self, below: torch.Tensor, label: torch.Tensor, grad: torch.Tensor) -> torch.Tensor:
         r"""Gradient :math:`s - y + \frac{\alpha}{K} p`: a violating class has :math:`p_k = -1` ("l2": :math:`-2\,(d_k - m)`), and
@@ -409,7 +470,7 @@ class MbLSLoss(_VoxelLoss):
         return values
 
 
-class SVLSLoss(_VoxelLoss):
+class SVLSLoss(VoxelLoss):
     r"""Cross-entropy against labels smoothed over the neighbouring voxels (SVLS).
 
     The one-hot labels are filtered with a Gaussian whose centre carries as much weight as all its neighbours together,
@@ -434,7 +495,7 @@ class SVLSLoss(_VoxelLoss):
         kernel_size: int = 3,
         spatial_dims: int = 2,
         ignore_index: int = -100,
-        reduction: str = "mean",
+        reduction: Reduction = "mean",
     ) -> None:
         super().__init__(ignore_index, reduction)
         if num_classes < 2:
@@ -479,7 +540,7 @@ def _svls_kernel(sigma: float, size: int, spatial_dims: int) -> torch.Tensor:
     return (kernel / kernel.sum()).float()
 
 
-class NACLLoss(_VoxelLoss):
+class NACLLoss(VoxelLoss):
     r"""MONAI's NACLLoss (the follow-up of MbLS) with the targets and the checks of the other losses here.
 
     It knows neither ``ignore_index`` nor a value per voxel, so the reduction is always the mean.
@@ -533,7 +594,7 @@ class WithDice(_Loss):
     Source: the "+DSC" rows of arXiv 2209.09641; Milletari et al., 3DV 2016. Needs MONAI.
     """
 
-    def __init__(self, loss: _VoxelLoss) -> None:
+    def __init__(self, loss: VoxelLoss) -> None:
         super().__init__()
         from monai.losses import DiceLoss
 

@@ -17,6 +17,7 @@ from mbls.losses import (
     MbLSLoss,
     NACLLoss,
     SVLSLoss,
+    VoxelLoss,
     WithDice,
     build_loss,
 )
@@ -379,6 +380,54 @@ def test_changed_definition_is_what_is_computed():
 
     logits, target = make_batch()
     torch.testing.assert_close(HalfMargin(1.0)(logits, target), 0.5 * MbLSLoss(1.0)(logits, target))
+
+
+def test_definition_changed_by_a_mixin_is_what_is_computed():
+    class Half:
+        def voxel_loss(self, logits, target):
+            return 0.5 * super().voxel_loss(logits, target)
+
+    class HalfMargin(Half, MbLSLoss):
+        pass
+
+    class Renamed(HalfMargin):
+        pass
+
+    logits, target = make_batch()
+    for loss in (HalfMargin(1.0), Renamed(1.0)):
+        torch.testing.assert_close(loss(logits, target), 0.5 * MbLSLoss(1.0)(logits, target))
+
+
+def test_closed_form_beside_a_new_definition_is_kept():
+    class Twice(CrossEntropyLoss):
+        def voxel_loss(self, logits, target):
+            return 2 * super().voxel_loss(logits, target)
+
+        def fused(self, below, label, grad):
+            calls.append(below.shape)
+            values = 2 * super().fused(below, label, grad)
+            grad.mul_(2)
+            return values
+
+    calls = []
+    logits, target = make_batch()
+    torch.testing.assert_close(Twice()(logits, target), 2 * CrossEntropyLoss()(logits, target))
+    assert calls
+
+
+def test_a_loss_of_ones_own_needs_its_definition_only():
+    class LinearLoss(VoxelLoss):
+        def voxel_loss(self, logits, target):
+            return 1 - self.at_label(logits.softmax(1), target)
+
+    logits, target = make_batch(dtype=torch.float64)
+    target[0, :2] = 255
+    loss = LinearLoss(ignore_index=255)
+    kept = logits.softmax(1).movedim(1, -1)[target != 255].gather(1, target[target != 255].unsqueeze(1))
+    torch.testing.assert_close(loss(logits, target), 1 - kept.mean())
+    assert torch.autograd.gradcheck(lambda values: loss(values, target), logits.requires_grad_())
+    with pytest.raises(NotImplementedError, match="VoxelLoss: expected a definition"):
+        VoxelLoss()(*make_batch())
 
 
 def test_empty_batch():
