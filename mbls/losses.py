@@ -14,9 +14,11 @@ call ``fused`` wherever the two are interchangeable (see :func:`_plain_form_need
 
 from __future__ import annotations
 
+import functools
+import inspect
 import math
-import re
 from collections.abc import Callable
+from numbers import Integral
 from typing import Any, Literal, get_args
 
 import torch
@@ -36,6 +38,7 @@ __all__ = [
     "VoxelLoss",
     "WithDice",
     "build_loss",
+    "loss_name",
     "parse_loss",
 ]
 
@@ -98,6 +101,8 @@ class VoxelLoss(_Loss):
         super().__init__()
         if reduction not in get_args(Reduction):
             raise ValueError(f'reduction: got {reduction!r}, expected "mean", "sum" or "none"')
+        if not isinstance(ignore_index, Integral):
+            raise ValueError(f"ignore_index: got {ignore_index!r}, expected a whole number")
         self.ignore_index = ignore_index
         self.reduction = reduction
 
@@ -284,10 +289,31 @@ def _subtract_label(grad: torch.Tensor, label: torch.Tensor, weight: torch.Tenso
     grad.scatter_add_(1, label, minus)
 
 
+# Checks of options. They may come from a text ("mbls:margin=x"), so that a value of any type has to be told what was expected.
+
+
+def _is_finite(value: Any) -> bool:
+    try:
+        return math.isfinite(value)
+    except (TypeError, ValueError, OverflowError):
+        return False
+
+
 def _check_not_negative(**options: float) -> None:
     for name, value in options.items():
-        if not (math.isfinite(value) and value >= 0):
-            raise ValueError(f"{name}: got {value}, expected a finite number >= 0")
+        if not (_is_finite(value) and value >= 0):
+            raise ValueError(f"{name}: got {value!r}, expected a finite number >= 0")
+
+
+def _check_at_least(least: int, **options: int) -> None:
+    for name, value in options.items():
+        if not (isinstance(value, Integral) and value >= least):
+            raise ValueError(f"{name}: got {value!r}, expected a whole number >= {least}")
+
+
+def _check_spatial_dims(spatial_dims: int) -> None:
+    if spatial_dims not in (2, 3):
+        raise ValueError(f"spatial_dims: got {spatial_dims!r}, expected 2 or 3")
 
 
 class CrossEntropyLoss(VoxelLoss):
@@ -322,8 +348,8 @@ class LabelSmoothingLoss(VoxelLoss):
 
     def __init__(self, alpha: float = 0.1, ignore_index: int = -100, reduction: Reduction = "mean") -> None:
         super().__init__(ignore_index, reduction)
-        if not 0 <= alpha <= 1:
-            raise ValueError(f"alpha: got {alpha}, expected 0 <= alpha <= 1")
+        if not (_is_finite(alpha) and 0 <= alpha <= 1):
+            raise ValueError(f"alpha: got {alpha!r}, expected 0 <= alpha <= 1")
         self.alpha = alpha
 
     def voxel_loss(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
@@ -498,14 +524,12 @@ class SVLSLoss(VoxelLoss):
         reduction: Reduction = "mean",
     ) -> None:
         super().__init__(ignore_index, reduction)
-        if num_classes < 2:
-            raise ValueError(f"num_classes: got {num_classes}, expected at least 2")
-        if not (math.isfinite(sigma) and sigma > 0):
-            raise ValueError(f"sigma: got {sigma}, expected a finite number > 0")
-        if kernel_size < 3 or kernel_size % 2 == 0:
-            raise ValueError(f"kernel_size: got {kernel_size}, expected an odd number >= 3")
-        if spatial_dims not in (2, 3):
-            raise ValueError(f"spatial_dims: got {spatial_dims}, expected 2 or 3")
+        _check_at_least(2, num_classes=num_classes)
+        if not (_is_finite(sigma) and sigma > 0):
+            raise ValueError(f"sigma: got {sigma!r}, expected a finite number > 0")
+        if not isinstance(kernel_size, Integral) or kernel_size < 3 or kernel_size % 2 == 0:
+            raise ValueError(f"kernel_size: got {kernel_size!r}, expected an odd number >= 3")
+        _check_spatial_dims(spatial_dims)
         self.num_classes = num_classes
         self.spatial_dims = spatial_dims
         self.padding = kernel_size // 2
@@ -558,9 +582,11 @@ class NACLLoss(VoxelLoss):
 
     def __init__(self, num_classes: int, alpha: float = 0.1, spatial_dims: int = 2) -> None:
         super().__init__()
-        from monai.losses import NACLLoss as MonaiNACLLoss
-
+        _check_at_least(2, num_classes=num_classes)
         _check_not_negative(alpha=alpha)
+        _check_spatial_dims(spatial_dims)
+        from monai.losses.nacl_loss import NACLLoss as MonaiNACLLoss
+
         self.num_classes = num_classes
         self.spatial_dims = spatial_dims
         self.nacl = MonaiNACLLoss(classes=num_classes, dim=spatial_dims, alpha=alpha)
@@ -596,7 +622,7 @@ class WithDice(_Loss):
 
     def __init__(self, loss: VoxelLoss) -> None:
         super().__init__()
-        from monai.losses import DiceLoss
+        from monai.losses.dice import DiceLoss
 
         if loss.reduction != "mean":
             raise ValueError(
@@ -639,8 +665,7 @@ class AlphaSchedule:
         if mode not in ("constant", "add", "multiply"):
             raise ValueError(f'mode: got {mode!r}, expected "constant", "add" or "multiply"')
         _check_not_negative(alpha=alpha, step=step, maximum=maximum)
-        if every < 1:
-            raise ValueError(f"every: got {every}, expected at least 1 epoch")
+        _check_at_least(1, every=every)
         self.alpha, self.mode, self.step, self.every, self.maximum = alpha, mode, step, every, maximum
 
     def __call__(self, epoch: int) -> float:
@@ -654,41 +679,101 @@ class AlphaSchedule:
         return min(value, self.maximum)
 
 
-#: Name -> builder(num_classes, **options); see :func:`build_loss`.
+def _without_classes(loss: Callable[..., VoxelLoss]) -> Callable[..., _Loss]:
+    """Builder of a loss that does not depend on the number of classes."""
+
+    @functools.wraps(loss, updated=())  # its signature names the options
+    def build(num_classes: int, **options: Any) -> _Loss:
+        return loss(**options)
+
+    return build
+
+
+def _with_dice(loss: Callable[..., VoxelLoss]) -> Callable[..., _Loss]:
+    """Builder of such a loss and Dice."""
+
+    @functools.wraps(loss, updated=())
+    def build(num_classes: int, **options: Any) -> _Loss:
+        return WithDice(loss(**options))
+
+    return build
+
+
+#: Name -> builder(num_classes, **options); see :func:`build_loss`. Its signature names the options that the loss has.
 LOSSES: dict[str, Callable[..., _Loss]] = {
-    "ce": lambda num_classes, **options: CrossEntropyLoss(**options),
-    "ce_dice": lambda num_classes, **options: WithDice(CrossEntropyLoss(**options)),
-    "ls": lambda num_classes, **options: LabelSmoothingLoss(**options),
-    "fl": lambda num_classes, **options: FocalLoss(**options),
-    "ecp": lambda num_classes, **options: EntropyPenaltyLoss(**options),
+    "ce": _without_classes(CrossEntropyLoss),
+    "ce_dice": _with_dice(CrossEntropyLoss),
+    "ls": _without_classes(LabelSmoothingLoss),
+    "fl": _without_classes(FocalLoss),
+    "ecp": _without_classes(EntropyPenaltyLoss),
     "svls": SVLSLoss,
-    "mbls": lambda num_classes, **options: MbLSLoss(**options),
-    "mbls_dice": lambda num_classes, **options: WithDice(MbLSLoss(**options)),
+    "mbls": _without_classes(MbLSLoss),
+    "mbls_dice": _with_dice(MbLSLoss),
     "nacl": NACLLoss,
 }
 
 
-def build_loss(name: str, num_classes: int, **options: float | int | str) -> _Loss:
-    """Loss by its name in :data:`LOSSES`, e.g. ``build_loss("mbls", 4, margin=5.0)``.
+def build_loss(spec: str, /, num_classes: int, **options: float | str) -> _Loss:
+    """A loss by its name in :data:`LOSSES`, with options in the text, as keywords, or both.
+
+    Args:
+        spec: a name, or a name with options, "mbls:margin=5:alpha=0.1".
+        num_classes: K >= 2.
+        options: further options of the loss, by name.
 
     Raises:
-        ValueError: unknown name; an option that the loss does not have; an option out of range.
+        ValueError: unknown name; an option that the loss does not have, that is given twice, of another type or out of range.
+
+    Example:
+        >>> from mbls.losses import build_loss
+        >>> build_loss("mbls:margin=5", num_classes=4)
+        MbLSLoss(margin=5.0, alpha=0.1, norm='l1')
+        >>> build_loss("mbls", num_classes=4, margin=5.0)
+        MbLSLoss(margin=5.0, alpha=0.1, norm='l1')
     """
+    name, given = parse_loss(spec)
     if name not in LOSSES:
         raise ValueError(f"name: got {name!r}, expected one of {', '.join(LOSSES)}")
-    if num_classes < 2:
-        raise ValueError(f"num_classes: got {num_classes}, expected at least 2")
+    _check_at_least(2, num_classes=num_classes)
+    for option, value in options.items():
+        if option in given:
+            raise ValueError(f"{option}: got {given[option]!r} in {spec!r} and {value!r} beside it, expected it once")
+    given |= options
+    _check_option_names(name, given)
     try:
-        return LOSSES[name](num_classes, **options)
+        return LOSSES[name](num_classes, **given)
     except TypeError as error:
-        raise ValueError(f"options of loss {name!r}: got {options}: {error}") from error
+        raise ValueError(f"options of loss {name!r}: got {given}: {error}") from error
+
+
+def _check_option_names(name: str, options: dict[str, float | str]) -> None:
+    parameters = inspect.signature(LOSSES[name]).parameters
+    if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values()):
+        return  # a builder that does not say which options it has
+    known = [option for option in parameters if option != "num_classes"]
+    for option, value in options.items():
+        if option not in known:
+            raise ValueError(f"options of loss {name!r}: got {option}={value}, expected one of {', '.join(known)}")
 
 
 def parse_loss(spec: str) -> tuple[str, dict[str, float | str]]:
     """Split "mbls:margin=5:alpha=0.1" into the name and the options of :func:`build_loss`.
 
+    Names and values are not checked here. A whole number is an int, however it is written: "5.0" is 5.
+
+    Args:
+        spec: ``name:key=value:...``.
+
+    Returns:
+        The name, and the options in their order.
+
     Raises:
-        ValueError: a part that is not key=value.
+        ValueError: a part that is not key=value; an option that is given twice.
+
+    Example:
+        >>> from mbls.losses import parse_loss
+        >>> parse_loss("mbls:margin=5.0:alpha=0.1:norm=l2")
+        ('mbls', {'margin': 5, 'alpha': 0.1, 'norm': 'l2'})
     """
     name, *parts = spec.split(":")
     options: dict[str, float | str] = {}
@@ -696,8 +781,38 @@ def parse_loss(spec: str) -> tuple[str, dict[str, float | str]]:
         key, equals, value = part.partition("=")
         if not (key and equals and value):
             raise ValueError(f"loss: got {part!r} in {spec!r}, expected name:key=value, e.g. mbls:margin=5")
-        try:
-            options[key] = int(value) if re.fullmatch(r"-?\d+", value) else float(value)
-        except ValueError:
-            options[key] = value
+        if key in options:
+            raise ValueError(f"{key}: got it twice in {spec!r}, expected it once")
+        options[key] = _parsed(value)
     return name, options
+
+
+def loss_name(spec: str) -> str:
+    """The one spelling of a loss, for the names of folders and the keys of tables: "mbls:margin=5" for "mbls:margin=5.0".
+
+    Args:
+        spec: as for :func:`build_loss`. The loss is built once, for two classes, to know that it is one.
+
+    Returns:
+        The name and its options in the order given; whole numbers without ".0".
+
+    Raises:
+        ValueError: as for :func:`build_loss`.
+
+    Example:
+        >>> from mbls.losses import loss_name
+        >>> loss_name("mbls:margin=5.0:alpha=0.10")
+        'mbls:margin=5:alpha=0.1'
+    """
+    build_loss(spec, num_classes=2)
+    name, options = parse_loss(spec)
+    return ":".join([name, *(f"{option}={value}" for option, value in options.items())])
+
+
+def _parsed(text: str) -> float | str:
+    """The number that the text spells, an int where it is whole (and exact as one), or else the text itself."""
+    try:
+        number = float(text)
+    except ValueError:
+        return text
+    return int(number) if abs(number) < 2**53 and number.is_integer() else number

@@ -20,6 +20,8 @@ from mbls.losses import (
     VoxelLoss,
     WithDice,
     build_loss,
+    loss_name,
+    parse_loss,
 )
 
 K = 4
@@ -449,6 +451,106 @@ def test_alpha_schedule(schedule, expected):
     assert [schedule(epoch) for epoch in range(4)] == pytest.approx(expected)
 
 
+@pytest.mark.parametrize(
+    ("spec", "name", "options", "canonical"),
+    [
+        ("ce", "ce", {}, "ce"),
+        ("mbls:margin=5.0", "mbls", {"margin": 5}, "mbls:margin=5"),
+        ("mbls:alpha=0.10:margin=05", "mbls", {"alpha": 0.1, "margin": 5}, "mbls:alpha=0.1:margin=5"),
+        ("mbls:norm=l2:margin=5e0", "mbls", {"norm": "l2", "margin": 5}, "mbls:norm=l2:margin=5"),
+        ("mbls_dice:alpha=1e-5", "mbls_dice", {"alpha": 1e-5}, "mbls_dice:alpha=1e-05"),
+        ("mbls:margin=1e30", "mbls", {"margin": 1e30}, "mbls:margin=1e+30"),
+        ("mbls:margin=-0.0", "mbls", {"margin": 0}, "mbls:margin=0"),
+        ("ls:ignore_index=255.0", "ls", {"ignore_index": 255}, "ls:ignore_index=255"),
+        ("svls:sigma=2:kernel_size=5.0", "svls", {"sigma": 2, "kernel_size": 5}, "svls:sigma=2:kernel_size=5"),
+        ("nacl:alpha=0.50", "nacl", {"alpha": 0.5}, "nacl:alpha=0.5"),
+    ],
+)
+def test_specs_and_their_one_spelling(spec, name, options, canonical):
+    assert parse_loss(spec) == (name, options)
+    assert loss_name(spec) == loss_name(canonical) == canonical
+    logits, target = make_batch()
+    from_spec, from_options = build_loss(spec, K), build_loss(name, num_classes=K, **options)
+    assert repr(from_spec) == repr(from_options)
+    assert from_spec(logits, target).equal(from_options(logits, target))
+
+
+@pytest.mark.parametrize(
+    "first", ["mbls:margin=5", "fl:gamma=2", "fl:gamma=3", "ls:alpha=1", "ecp:alpha=1", "svls:sigma=1"]
+)
+def test_whole_numbers_give_the_same_loss_to_the_bit(first):
+    logits, target = make_batch()
+    name, options = parse_loss(first)
+    second = build_loss(name, K, **{option: float(value) for option, value in options.items()})
+    results = []
+    for loss in (build_loss(first, K), second):
+        values = logits.clone().requires_grad_()
+        loss(values, target).backward()
+        results.append(values.grad)
+    assert torch.equal(*results)
+
+
+def test_a_loss_that_a_project_registers_is_built_by_its_name(monkeypatch):
+    monkeypatch.setitem(LOSSES, "lambda", lambda num_classes, **options: MbLSLoss(num_classes, **options))
+    monkeypatch.setitem(LOSSES, "needs_beta", lambda num_classes, beta: LabelSmoothingLoss(beta))
+    assert build_loss("lambda:alpha=0.2", K).margin == K
+    assert build_loss("needs_beta:beta=0.3", K).alpha == 0.3
+    with pytest.raises(ValueError, match=r"expected one of .*, lambda, needs_beta$"):
+        build_loss("lamda", K)
+    with pytest.raises(ValueError, match=r"options of loss 'lambda': got .*betta"):
+        build_loss("lambda:betta=1", K)
+    with pytest.raises(ValueError, match=r"options of loss 'needs_beta': got .*beta"):
+        build_loss("needs_beta", K)
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("lms:alpha=1", f"name: got 'lms', expected one of {', '.join(LOSSES)}$"),
+        ("", "name: got ''"),
+        ("mbls:margin", "loss: got 'margin' in 'mbls:margin', expected name:key=value"),
+        ("mbls:margin=5:", "loss: got '' in"),
+        (
+            "mbls:margn=5",
+            "options of loss 'mbls': got margn=5, expected one of margin, alpha, norm, ignore_index, reduction$",
+        ),
+        ("mbls_dice:gamma=5", "options of loss 'mbls_dice': got gamma=5, expected one of margin"),
+        ("ce:margin=3", "options of loss 'ce': got margin=3, expected one of ignore_index, reduction$"),
+        ("mbls:num_classes=3", "options of loss 'mbls': got num_classes=3, expected one of margin"),
+        ("svls:num_classes=3", "options of loss 'svls': got num_classes=3, expected one of sigma, kernel_size"),
+        ("nacl:ignore_index=0", "options of loss 'nacl': got ignore_index=0, expected one of alpha, spatial_dims"),
+        ("mbls:margin=5:margin=5", "margin: got it twice"),
+        ("mbls:margin=x", "margin: got 'x', expected a finite number >= 0"),
+        ("mbls:margin=nan", "margin: got nan, expected a finite number"),
+        ("mbls:margin=1e999", "margin: got inf, expected a finite number"),
+        ("mbls:margin=" + "9" * 5000, "margin: got inf, expected a finite number"),
+        ("mbls:alpha=l1", "alpha: got 'l1'"),
+        ("mbls:norm=3", "norm: got 3"),
+        ("ls:alpha=x", "alpha: got 'x', expected 0 <= alpha <= 1"),
+        ("ls:alpha=nan", "alpha: got nan"),
+        ("fl:gamma=x", "gamma: got 'x'"),
+        ("svls:sigma=x", "sigma: got 'x'"),
+        ("svls:kernel_size=3.5", "kernel_size: got 3.5, expected an odd number"),
+        ("svls:kernel_size=x", "kernel_size: got 'x'"),
+        ("svls:spatial_dims=x", "spatial_dims: got 'x'"),
+        ("nacl:spatial_dims=4", "spatial_dims: got 4"),
+        ("nacl:alpha=x", "alpha: got 'x'"),
+        ("ce:ignore_index=0.5", "ignore_index: got 0.5, expected a whole number"),
+        ("ce:reduction=average", "reduction: got 'average'"),
+    ],
+)
+@pytest.mark.parametrize("use", [lambda spec: build_loss(spec, K), loss_name], ids=["build_loss", "loss_name"])
+def test_bad_spec(use, spec, message):
+    with pytest.raises(ValueError, match=message):
+        use(spec)
+
+
+def test_an_option_in_the_spec_and_beside_it_is_refused():
+    with pytest.raises(ValueError, match=r"margin: got 5 in 'mbls:margin=5' and 6.0 beside it, expected it once"):
+        build_loss("mbls:margin=5", K, margin=6.0)
+    assert build_loss("mbls:margin=5", K, alpha=0.3).alpha == 0.3
+
+
 @pytest.mark.parametrize("name", sorted(LOSSES))
 @pytest.mark.parametrize(
     ("change", "message"),
@@ -486,6 +588,8 @@ def test_bad_input(name, change, message):
         (lambda: WithDice(CrossEntropyLoss(reduction="none")), "loss: got reduction='none'"),
         (lambda: build_loss("lms", 4), "name: got 'lms'"),
         (lambda: build_loss("ce", 1), "num_classes: got 1"),
+        (lambda: build_loss("ce", "4"), "num_classes: got '4'"),
+        (lambda: NACLLoss(1), "num_classes: got 1"),
         (lambda: build_loss("ce", 4, margin=3), "options of loss 'ce'"),
         (lambda: AlphaSchedule(0.1, "double"), "mode: got 'double'"),
         (lambda: AlphaSchedule(-0.1), "alpha: got -0.1"),
