@@ -631,6 +631,29 @@ class WithDice(_Loss):
         self.loss = loss
         self.dice = DiceLoss()
 
+    @property
+    def alpha(self) -> float:
+        """Weight of the inner loss's penalty. Reading or setting it is an AttributeError where that loss has none."""
+        inner: Any = self.loss
+        return inner.alpha
+
+    @alpha.setter
+    def alpha(self, value: float) -> None:
+        inner: Any = self.loss
+        if not hasattr(inner, "alpha"):
+            raise self._no_alpha()
+        inner.alpha = value
+
+    def _no_alpha(self) -> AttributeError:
+        return AttributeError(
+            f"alpha: got the inner loss {type(self.loss).__name__} without one, expected one with alpha"
+        )
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "alpha":  # the property has failed; torch's message would not name the inner loss
+            raise self._no_alpha()
+        return super().__getattr__(name)
+
     def forward(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         first = self.loss(logits, target)
         target, keep = _checked_target(logits, target, self.loss.ignore_index)

@@ -1,5 +1,6 @@
 """Losses: values against their formulas, gradients, reductions, precision, and what bad input is told."""
 
+import copy
 import math
 
 import pytest
@@ -201,6 +202,30 @@ def test_dice_is_monais():
     logits, target = make_batch()
     expected = DiceCELoss(softmax=True, to_onehot_y=True)(logits, target.unsqueeze(1))
     torch.testing.assert_close(WithDice(CrossEntropyLoss())(logits, target), expected)
+
+
+@pytest.mark.parametrize("inner", [MbLSLoss(1.0, alpha=0.1), LabelSmoothingLoss(0.1), NACLLoss(K, alpha=0.1)])
+def test_alpha_of_the_inner_loss_is_read_and_set_through_dice(inner):
+    loss = WithDice(inner)
+    logits, target = make_batch()
+    dice = loss(logits, target) - inner(logits, target)
+    assert loss.alpha == 0.1
+    loss.alpha = 0.7
+    assert loss.alpha == inner.alpha == 0.7
+    torch.testing.assert_close(loss(logits, target), inner(logits, target) + dice)
+
+
+def test_dice_with_a_loss_without_alpha_says_whose_it_would_be():
+    loss = WithDice(CrossEntropyLoss())
+    assert not hasattr(loss, "alpha")
+    with pytest.raises(AttributeError, match="alpha: got the inner loss CrossEntropyLoss without one"):
+        loss.alpha = 0.1
+    with pytest.raises(AttributeError, match="alpha: got the inner loss CrossEntropyLoss without one"):
+        _ = loss.alpha
+    assert not hasattr(loss.loss, "alpha")
+    with pytest.raises(AttributeError, match="no attribute 'beta'"):
+        _ = loss.beta
+    assert copy.deepcopy(WithDice(MbLSLoss(alpha=0.3))).alpha == 0.3
 
 
 def test_dice_leaves_ignored_voxels_out():
