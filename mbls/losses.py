@@ -45,6 +45,8 @@ __all__ = [
 
 Reduction = Literal["mean", "sum", "none"]
 
+ScheduleMode = Literal["constant", "add", "multiply"]
+
 #: ``fused(below, label, grad) -> values``; see :class:`VoxelLoss`.
 FusedForm = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
@@ -56,6 +58,19 @@ def _block_voxels(device: torch.device, num_classes: int) -> int:
     # 2 MiB a thread and intermediate result, which a cache holds; smaller blocks cost more in starting the threads than they save.
     threads = max(2, torch.get_num_threads())
     return max(1, min(threads << 16, (threads << 19) // num_classes))
+
+
+def _shown_options(module: object, hidden: tuple[str, ...] = ()) -> str:
+    """The options of an object's constructor as ``name=value``; those in ``hidden`` only where they are not the default."""
+    shown = []
+    for name, parameter in inspect.signature(type(module)).parameters.items():
+        value = getattr(module, name, None)
+        if value is None or isinstance(value, torch.nn.Module) or (name in hidden and value == parameter.default):
+            continue
+        if isinstance(parameter.default, float) and isinstance(value, int):
+            value = float(value)  # margin=5 and margin=5.0 are one loss
+        shown.append(f"{name}={value!r}")
+    return ", ".join(shown)
 
 
 class VoxelLoss(_Loss):
@@ -105,6 +120,10 @@ class VoxelLoss(_Loss):
             raise ValueError(f"ignore_index: got {ignore_index!r}, expected a whole number")
         self.ignore_index = ignore_index
         self.reduction = reduction
+
+    def extra_repr(self) -> str:
+        """The options for repr; ``ignore_index`` and ``reduction`` only where they are not the default."""
+        return _shown_options(self, hidden=("ignore_index", "reduction"))
 
     def voxel_loss(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         """The definition: the loss of each voxel.
@@ -531,8 +550,11 @@ class SVLSLoss(VoxelLoss):
             raise ValueError(f"kernel_size: got {kernel_size!r}, expected an odd number >= 3")
         _check_spatial_dims(spatial_dims)
         self.num_classes = num_classes
+        self.sigma = sigma
+        self.kernel_size = kernel_size
         self.spatial_dims = spatial_dims
         self.padding = kernel_size // 2
+        self.kernel: torch.Tensor
         kernel = _svls_kernel(sigma, kernel_size, spatial_dims)
         self.register_buffer("kernel", kernel.expand(num_classes, 1, *kernel.shape).contiguous(), persistent=False)
 
@@ -667,32 +689,74 @@ class WithDice(_Loss):
 
 
 class AlphaSchedule:
-    """The penalty's weight as a function of the epoch, as the official code schedules it, up to a maximum.
+    """The penalty's weight as a function of the epoch, up to a maximum, as the official code schedules it.
 
     Args:
-        alpha: weight in epoch 0.
+        alpha: weight in epoch 0, >= 0.
         mode: "constant"; "add" (``alpha + step * n``); or "multiply" (``alpha * step ** n``).
-        step: what is added or multiplied.
-        every: n counts blocks of so many epochs, >= 1.
-        maximum: the weight stops growing here.
+        step: what is added or what the weight is multiplied by, >= 0.
+        every: n counts blocks of this many epochs, >= 1.
+        maximum: the weight stops growing here, >= 0.
 
     Raises:
-        ValueError: unknown mode; negative alpha, step or maximum; every < 1; a negative epoch.
+        ValueError: unknown mode; alpha, step or maximum that is not a finite number >= 0; every < 1; a negative epoch.
 
-    Source: ``schedule_alpha`` of the official implementation of arXiv 2209.09641.
+    Example:
+        >>> from mbls.losses import AlphaSchedule
+        >>> schedule = AlphaSchedule(0.1, "multiply", step=2, every=10, maximum=0.3)
+        >>> [schedule(epoch) for epoch in (0, 9, 10, 20)]
+        [0.1, 0.1, 0.2, 0.3]
+
+    References:
+        Murugesan et al., Medical Image Analysis 2023, arXiv 2209.09641; ``schedule_alpha`` of its official implementation.
     """
 
     def __init__(
-        self, alpha: float, mode: str = "constant", step: float = 0.0, every: int = 1, maximum: float = 100.0
+        self, alpha: float, mode: ScheduleMode = "constant", step: float = 0.0, every: int = 1, maximum: float = 100.0
     ) -> None:
-        if mode not in ("constant", "add", "multiply"):
+        if mode not in get_args(ScheduleMode):
             raise ValueError(f'mode: got {mode!r}, expected "constant", "add" or "multiply"')
         _check_not_negative(alpha=alpha, step=step, maximum=maximum)
         _check_at_least(1, every=every)
         self.alpha, self.mode, self.step, self.every, self.maximum = alpha, mode, step, every, maximum
 
+    @classmethod
+    def parse(cls, spec: str, alpha: float) -> AlphaSchedule:
+        """A schedule from a text.
+
+        Args:
+            spec: "constant", "add:STEP:EVERY" or "multiply:STEP:EVERY", the last two also with ":MAXIMUM".
+            alpha: weight in epoch 0.
+
+        Raises:
+            ValueError: another form; else as for the class.
+
+        Example:
+            >>> from mbls.losses import AlphaSchedule
+            >>> AlphaSchedule.parse("add:0.1:10", alpha=0.1)
+            AlphaSchedule(alpha=0.1, mode='add', step=0.1, every=10, maximum=100.0)
+        """
+        mode, *parts = spec.split(":")
+        numbers = [_parsed(part) for part in parts]
+        if mode == "constant" and not parts:
+            return cls(alpha)
+        if mode not in ("add", "multiply") or len(parts) not in (2, 3) or any(isinstance(n, str) for n in numbers):
+            raise ValueError(
+                f"schedule: got {spec!r}, expected constant, add:STEP:EVERY or multiply:STEP:EVERY, "
+                "with :MAXIMUM or without, e.g. add:0.1:10"
+            )
+        options: dict[str, Any] = dict(zip(("step", "every", "maximum"), numbers, strict=False))
+        return cls(alpha, mode, **options)
+
     def __call__(self, epoch: int) -> float:
-        """Weight in the epoch (counted from 0). A pure function, so that a resumed run needs no state of it."""
+        """The weight in an epoch. It depends on nothing else, so that a resumed run needs no state of the schedule.
+
+        Args:
+            epoch: counted from 0.
+
+        Raises:
+            ValueError: a negative epoch.
+        """
         if epoch < 0:
             raise ValueError(f"epoch: got {epoch}, expected >= 0")
         if self.mode == "constant":
@@ -700,6 +764,9 @@ class AlphaSchedule:
         blocks = epoch // self.every
         value = self.alpha + self.step * blocks if self.mode == "add" else self.alpha * self.step**blocks
         return min(value, self.maximum)
+
+    def __repr__(self) -> str:
+        return f"AlphaSchedule({_shown_options(self)})"
 
 
 def _without_classes(loss: Callable[..., VoxelLoss]) -> Callable[..., _Loss]:

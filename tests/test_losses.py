@@ -477,6 +477,76 @@ def test_alpha_schedule(schedule, expected):
 
 
 @pytest.mark.parametrize(
+    ("spec", "expected"),
+    [
+        ("constant", AlphaSchedule(0.1)),
+        ("add:0.1:10", AlphaSchedule(0.1, "add", 0.1, every=10)),
+        ("add:0.1:10.0:0.5", AlphaSchedule(0.1, "add", 0.1, 10, 0.5)),
+        ("multiply:2:10", AlphaSchedule(0.1, "multiply", 2, every=10)),
+    ],
+)
+def test_alpha_schedule_from_a_text(spec, expected):
+    schedule = AlphaSchedule.parse(spec, 0.1)
+    assert repr(schedule) == repr(expected)
+    assert repr(eval(repr(schedule), {"AlphaSchedule": AlphaSchedule})) == repr(expected)
+    assert [schedule(epoch) for epoch in range(100)] == [expected(epoch) for epoch in range(100)]
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        *(
+            (bad, f"schedule: got '{bad}', expected constant, add:STEP:EVERY")
+            for bad in ("", "add", "add:0.1", "add:x:1")
+        ),
+        *(
+            (bad, f"schedule: got '{bad}'")
+            for bad in ("constant:1", "double:2:1", "add:0.1:1:2:3", "add::1", "ADD:1:1")
+        ),
+        ("add:-1:10", "step: got -1, expected a finite number >= 0"),
+        ("add:nan:10", "step: got nan"),
+        ("add:0.1:0", "every: got 0, expected a whole number >= 1"),
+        ("add:0.1:1.5", "every: got 1.5, expected a whole number >= 1"),
+        ("add:0.1:1:inf", "maximum: got inf"),
+    ],
+)
+def test_bad_text_of_a_schedule(spec, message):
+    with pytest.raises(ValueError, match=message):
+        AlphaSchedule.parse(spec, 0.1)
+
+
+class Renamed(MbLSLoss):
+    """Its constructor is the parent's."""
+
+
+@pytest.mark.parametrize(
+    ("loss", "expected"),
+    [
+        (CrossEntropyLoss(), "CrossEntropyLoss()"),
+        (MbLSLoss(margin=5), "MbLSLoss(margin=5.0, alpha=0.1, norm='l1')"),
+        (MbLSLoss(5.0, norm="l2", reduction="sum"), "MbLSLoss(margin=5.0, alpha=0.1, norm='l2', reduction='sum')"),
+        (CrossEntropyLoss(ignore_index=255), "CrossEntropyLoss(ignore_index=255)"),
+        (LabelSmoothingLoss(1), "LabelSmoothingLoss(alpha=1.0)"),
+        (FocalLoss(), "FocalLoss(gamma=3.0)"),
+        (EntropyPenaltyLoss(), "EntropyPenaltyLoss(alpha=0.1)"),
+        (SVLSLoss(4), "SVLSLoss(num_classes=4, sigma=1.0, kernel_size=3, spatial_dims=2)"),
+        (Renamed(2), "Renamed(margin=2.0, alpha=0.1, norm='l1')"),
+        (VoxelLoss(), "VoxelLoss()"),
+    ],
+)
+def test_repr_shows_the_options(loss, expected):
+    assert repr(loss) == expected
+    assert repr(torch.nn.Sequential(loss)) == f"Sequential(\n  (0): {expected}\n)"
+
+
+def test_repr_of_losses_around_others():
+    loss = WithDice(MbLSLoss(5.0))
+    loss.alpha = 0.3
+    assert repr(loss) == "WithDice(\n  (loss): MbLSLoss(margin=5.0, alpha=0.3, norm='l1')\n  (dice): DiceLoss()\n)"
+    assert repr(NACLLoss(4)).startswith("NACLLoss(\n  num_classes=4, alpha=0.1, spatial_dims=2\n  (nacl): NACLLoss(")
+
+
+@pytest.mark.parametrize(
     ("spec", "name", "options", "canonical"),
     [
         ("ce", "ce", {}, "ce"),
