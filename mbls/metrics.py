@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from numbers import Integral
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -49,37 +50,71 @@ class Reliability(NamedTuple):
 class CalibrationBins:
     """Equal-width confidence bins that are filled batch by batch and merged across volumes, processes or machines.
 
-    Two tables are kept: one of the winning class (for ECE, ACE, MCE and the reliability diagram) and one per class (for CECE).
+    Two tables are kept: one of the winning class (for ECE, ACE, MCE and the reliability diagram) and one of each class's own
+    probability (for CECE and the other class-wise figures).
 
     Args:
         num_classes: K >= 2.
         num_bins: bins of equal width on [0, 1], >= 1.
+        ignore_index: voxels with this label are not counted. None: all labels have to lie within 0..K-1.
+
+    Shape:
+        :meth:`update` takes probs (B, K, *spatial) or (N, K), target (B, *spatial) or (N,), and mask like target.
 
     Raises:
-        ValueError: an option out of range; from :meth:`update` probs, target or mask not as the module docstring says; from the
-            figures when no voxel has been counted.
+        ValueError: an option out of range; from :meth:`update` probs, target or mask not as the module docstring says; from
+            the figures when no voxel has been counted.
 
-    Source: Guo et al., ICML 2017 (ECE, MCE); Kull et al., NeurIPS 2019 (class-wise ECE); 15 bins as in arXiv 2209.09641.
+    Example:
+        >>> import torch
+        >>> from mbls.metrics import CalibrationBins
+        >>> bins = CalibrationBins(num_classes=2, ignore_index=255)
+        >>> probs = torch.tensor([[0.9, 0.1], [0.2, 0.8], [0.5, 0.5]])
+        >>> bins.update(probs, torch.tensor([0, 1, 255]))
+        CalibrationBins(num_classes=2, num_bins=15, ignore_index=255, voxels=2)
+        >>> round(bins.ece(), 4)
+        0.15
+
+    References:
+        Guo et al., ICML 2017 (ECE, MCE); Kull et al., NeurIPS 2019 (class-wise ECE); 15 bins as in Murugesan et al., Medical
+        Image Analysis 2023, arXiv 2209.09641.
     """
 
     _NAMES = ("count", "prob_sum", "hit_sum")
 
-    def __init__(self, num_classes: int, num_bins: int = 15) -> None:
+    def __init__(self, num_classes: int, num_bins: int = 15, ignore_index: int | None = None) -> None:
         if num_classes < 2:
             raise ValueError(f"num_classes: got {num_classes}, expected at least 2")
         _check_num_bins(num_bins)
+        if not (ignore_index is None or isinstance(ignore_index, Integral)):
+            raise ValueError(f"ignore_index: got {ignore_index!r}, expected a whole number or None")
         self.num_classes = num_classes
         self.num_bins = num_bins
+        self.ignore_index = ignore_index
+        self.reset()
+
+    def reset(self) -> CalibrationBins:
+        """Forget all voxels. Returns itself."""
         # Counts, sums of probabilities and hits; row 0 is the winning class, rows 1..K the classes. Counts in float64 are exact
         # up to 2^53 voxels.
-        self._table = torch.zeros(3, num_classes + 1, num_bins, dtype=torch.float64)
+        self._table = torch.zeros(3, self.num_classes + 1, self.num_bins, dtype=torch.float64)
         # Of all blocks counted on a GPU: see _limits. They are looked at when a figure is asked for.
         self._limits: torch.Tensor | None = None
+        return self
 
     def update(self, probs: torch.Tensor, target: torch.Tensor, mask: torch.Tensor | None = None) -> CalibrationBins:
-        """Count the voxels of a batch; a mask that selects none adds nothing. Returns itself.
+        """Count the voxels of a batch. On a GPU nothing here waits for it: values out of range are reported by the figures.
 
-        On a GPU nothing here waits for it; values out of range are reported when a figure is asked for.
+        Args:
+            probs: (B, K, *spatial), summing to 1 over the classes.
+            target: (B, *spatial) or (B, 1, *spatial), integer labels.
+            mask: (B, *spatial), boolean, True where a voxel counts. A mask that selects none adds nothing.
+
+        Returns:
+            Itself.
+
+        Raises:
+            ValueError: as the class says.
         """
         return self._update(probs, target, mask, classwise=True)
 
@@ -92,27 +127,42 @@ class CalibrationBins:
         # A table of its own, so that a block with bad values leaves the old one as it was.
         counter = _Counter(self.num_classes if classwise else 0, self.num_bins, probs.device)
         if probs.device.type == "cpu":
-            for block_probs, label in _selected(probs, target, mask):
+            for block_probs, label in _selected(probs, target, mask, self.ignore_index):
                 counter.add(block_probs, label)
-        else:  # selecting voxels, or looking at their values, would make the host wait for the device
-            for block_probs, label, keep in _blocks(probs, target, mask):
-                if keep is not None:
-                    block_probs, label = (
-                        torch.where(keep, block_probs, 1 / self.num_classes),
-                        label.masked_fill(~keep, 0),
-                    )
-                limits = _limits(block_probs, label)
-                self._limits = limits if self._limits is None else torch.maximum(self._limits.to(limits), limits)
-                counter.add(block_probs, label.clamp(0, self.num_classes - 1), keep)
+        else:
+            self._count_without_waiting(counter, probs, target, mask)
         self._table = self._table.to(probs.device, copy=True)
         self._table[:, : counter.rows] += counter.table()
         return self
 
+    def _count_without_waiting(
+        self, counter: _Counter, probs: torch.Tensor, target: torch.Tensor, mask: torch.Tensor | None
+    ) -> None:
+        """On a GPU selecting voxels, or looking at their values, would make the host wait for the device."""
+        for block_probs, label, keep in _blocks(probs, target, mask, self.ignore_index):
+            if keep is not None:
+                block_probs = torch.where(keep, block_probs, 1 / self.num_classes)
+                label = label.masked_fill(~keep, 0)
+            limits = _limits(block_probs, label)
+            self._limits = limits if self._limits is None else torch.maximum(self._limits.to(limits), limits)
+            counter.add(block_probs, label.clamp(0, self.num_classes - 1), keep)
+
     def merge(self, other: CalibrationBins) -> CalibrationBins:
-        """Add the counts of another set of bins of the same form. Returns itself."""
+        """Add the counts of another set of bins.
+
+        Args:
+            other: bins of as many classes and bins.
+
+        Returns:
+            Itself.
+
+        Raises:
+            ValueError: another number of classes or bins.
+        """
         if (other.num_classes, other.num_bins) != (self.num_classes, self.num_bins):
             raise ValueError(
-                f"other: got {other.num_classes} classes and {other.num_bins} bins, expected {self.num_classes} and {self.num_bins}"
+                f"other: got {other.num_classes} classes and {other.num_bins} bins, "
+                f"expected {self.num_classes} and {self.num_bins}"
             )
         self._table = self._table + other._counted().to(self._table.device)
         return self
@@ -122,7 +172,14 @@ class CalibrationBins:
         return {name: part.clone() for name, part in zip(self._NAMES, self._counted(), strict=True)}
 
     def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
-        """Take over what :meth:`state_dict` gave."""
+        """Take over what :meth:`state_dict` gave.
+
+        Args:
+            state: of bins with as many classes and bins.
+
+        Raises:
+            ValueError: a part that is missing or of another shape.
+        """
         expected = tuple(self._table.shape[1:])
         for name in self._NAMES:
             if name not in state or state[name].shape != expected:
@@ -136,6 +193,12 @@ class CalibrationBins:
         """Voxels counted so far."""
         return int(self._counted()[0, 0].sum())
 
+    def __repr__(self) -> str:
+        ignored = "" if self.ignore_index is None else f", ignore_index={self.ignore_index}"
+        # Unlike num_voxels this does not look at the limits, and never raises.
+        voxels = f"{float(self._table[0, 0].sum()):.0f}"
+        return f"CalibrationBins(num_classes={self.num_classes}, num_bins={self.num_bins}{ignored}, voxels={voxels})"
+
     def _counted(self) -> torch.Tensor:
         """The table, once the values behind it are known to have been probabilities and labels."""
         if self._limits is not None:
@@ -147,7 +210,7 @@ class CalibrationBins:
         """|mean probability - hit rate| and counts, (K + 1, num_bins) on the CPU; the gap of an empty bin is 0."""
         if self.num_voxels == 0:
             raise ValueError(
-                "CalibrationBins: got no voxel (no update, or every mask was empty), expected at least one"
+                "CalibrationBins: got no voxel (no update, or every voxel was masked or ignored), expected at least one"
             )
         count, prob_sum, hits = self._counted().cpu()
         return (prob_sum - hits).abs() / count.clamp(min=1), count
@@ -160,7 +223,7 @@ class CalibrationBins:
     def cece(self) -> float:
         """Class-wise ECE: the ECE of each class's own probability, averaged over the classes."""
         gap, count = self._gaps()
-        return float(((gap[1:] * count[1:]).sum(1) / count[1:].sum(1)).mean())
+        return float(_mean_gaps(gap[1:], count[1:]).mean())
 
     def ace(self) -> float:
         """Average calibration error: unweighted mean gap over the non-empty bins of the winning confidence."""
@@ -172,8 +235,47 @@ class CalibrationBins:
         gap, _ = self._gaps()
         return float(gap[0].max())
 
+    def classwise(self, name: Literal["ece", "ace", "mce"]) -> np.ndarray:
+        """A figure of each class's own probability, whatever class wins.
+
+        Args:
+            name: "ece", the mean gap weighted by the voxels of a bin, which averages to :meth:`cece`; "ace", the unweighted
+                mean gap over the non-empty bins; or "mce", the largest gap. MONAI's CalibrationErrorMetric calls them
+                "expected", "average" and "maximum".
+
+        Returns:
+            (K,), float64.
+
+        Raises:
+            ValueError: another name; no voxel has been counted.
+
+        Example:
+            >>> import torch
+            >>> from mbls.metrics import CalibrationBins
+            >>> probs = torch.tensor([[0.9, 0.1], [0.2, 0.8]])
+            >>> CalibrationBins(num_classes=2).update(probs, torch.tensor([0, 1])).classwise("mce").round(4)
+            array([0.2, 0.2])
+        """
+        if name not in ("ece", "ace", "mce"):
+            raise ValueError(f'name: got {name!r}, expected "ece", "ace" or "mce"')
+        gap, count = (part[1:] for part in self._gaps())
+        if name == "ece":
+            figures = _mean_gaps(gap, count)
+        elif name == "ace":
+            figures = gap.sum(1) / (count > 0).sum(1)
+        else:
+            figures = gap.amax(1)
+        return figures.numpy()
+
     def reliability(self, class_index: int | None = None) -> Reliability:
-        """The reliability diagram of the winning class, or of one class's probability."""
+        """The reliability diagram.
+
+        Args:
+            class_index: the class whose own probability is meant. None: the winning class.
+
+        Raises:
+            ValueError: class_index outside 0..K-1; no voxel has been counted.
+        """
         if class_index is not None and not 0 <= class_index < self.num_classes:
             raise ValueError(f"class_index: got {class_index}, expected 0..{self.num_classes - 1}")
         self._gaps()  # raises when nothing was counted
@@ -181,6 +283,11 @@ class CalibrationBins:
         voxels = torch.where(count > 0, count, torch.nan)
         edges = np.linspace(0, 1, self.num_bins + 1)
         return Reliability(edges, count.long().numpy(), (prob_sum / voxels).numpy(), (hits / voxels).numpy())
+
+
+def _mean_gaps(gap: torch.Tensor, count: torch.Tensor) -> torch.Tensor:
+    """Mean gap of each row, weighted by the voxels of a bin."""
+    return (gap * count).sum(1) / count.sum(1)
 
 
 class _Counter:
@@ -502,9 +609,9 @@ def _checked(
 
 
 def _blocks(
-    probs: torch.Tensor, target: torch.Tensor, mask: torch.Tensor | None
+    probs: torch.Tensor, target: torch.Tensor, mask: torch.Tensor | None, ignore_index: int | None = None
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]]:
-    """The voxels in blocks: probs (K, n) float32 or float64, label (n,) int64 and, with a mask, which of them count (n,)."""
+    """The voxels in blocks: probs (K, n) float32 or float64, label (n,) int64, and which of them count, (n,) (None: all)."""
     if probs.dim() == 2:  # (N, K): one row a voxel
         probs, target = probs.T.unsqueeze(0), target.unsqueeze(0)
         mask = None if mask is None else mask.unsqueeze(0)
@@ -516,14 +623,19 @@ def _blocks(
             part = slice(start, start + step)
             block = sample_probs[:, part]
             block = block.float() if block.dtype in (torch.float16, torch.bfloat16) else block
-            yield block, sample_target[part].long(), None if sample_mask is None else sample_mask[part]
+            label = sample_target[part].long()
+            keep = None if sample_mask is None else sample_mask[part]
+            if ignore_index is not None:  # compared in int64: uint8 takes 156 for -100
+                counted = label != ignore_index
+                keep = counted if keep is None else keep & counted
+            yield block, label, keep
 
 
 def _selected(
-    probs: torch.Tensor, target: torch.Tensor, mask: torch.Tensor | None
+    probs: torch.Tensor, target: torch.Tensor, mask: torch.Tensor | None, ignore_index: int | None = None
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """The voxels that count in blocks, probs (K, n) and label (n,), their values checked."""
-    for block_probs, label, keep in _blocks(probs, target, mask):
+    for block_probs, label, keep in _blocks(probs, target, mask, ignore_index):
         if keep is not None:
             block_probs, label = block_probs[:, keep], label[keep]
         if label.numel():

@@ -201,6 +201,114 @@ def test_merge_equals_all_at_once():
     assert restored.num_voxels == 50_000
 
 
+class CountedAsOnAGpu(CalibrationBins):
+    """Takes the path of a GPU on the CPU: masked voxels stay in the block, and nothing is looked at before a figure."""
+
+    def update(self, probs, target, mask=None):
+        from mbls.metrics import _checked, _Counter
+
+        counter = _Counter(self.num_classes, self.num_bins, probs.device)
+        self._count_without_waiting(counter, *_checked(probs, target, mask))
+        self._table = self._table + counter.table()
+        return self
+
+
+@pytest.mark.parametrize("ignore_index", [255, -100, 2])
+@pytest.mark.parametrize("bins", [CalibrationBins, CountedAsOnAGpu])
+def test_ignored_voxels_are_not_counted(bins, ignore_index):
+    probs, target = make_predictions(100_000)  # more than one block
+    target[0, ::3] = ignore_index
+    probs[:, :, ::6] = torch.nan  # some of the ignored ones, where no probability need be
+    mask = torch.arange(100_000).view(1, -1) % 5 > 0
+    for chosen in (None, mask):
+        keep = target != ignore_index if chosen is None else chosen & (target != ignore_index)
+        expected = CalibrationBins(4).update(probs, target, keep)
+        counted = bins(4, 15, ignore_index).update(probs, target, chosen)
+        assert counted.num_voxels == int(keep.sum())
+        for name, part in expected.state_dict().items():
+            torch.testing.assert_close(counted.state_dict()[name], part, rtol=1e-14, atol=0)
+
+
+@pytest.mark.parametrize("bins", [CalibrationBins, CountedAsOnAGpu])
+def test_ignore_index_is_compared_as_a_number(bins):
+    """As uint8, 156 would equal -100, and be ignored without a word."""
+    probs, target = make_predictions(100)
+    target = target.to(torch.uint8)
+    assert bins(4, ignore_index=-100).update(probs, target).num_voxels == 100
+    target[0, 0] = 156
+    with pytest.raises(ValueError, match="target: got label 156"):
+        bins(4, ignore_index=-100).update(probs, target).ece()
+    assert bins(4, ignore_index=156).update(probs, target).num_voxels == 99
+
+
+def test_all_voxels_ignored_adds_nothing():
+    probs, target = make_predictions(100)
+    bins = CalibrationBins(4, ignore_index=255).update(probs, torch.full_like(target, 255))
+    assert bins.num_voxels == 0
+    with pytest.raises(ValueError, match="masked or ignored"):
+        bins.ece()
+
+
+def test_reset_and_counting_again():
+    probs, target = make_predictions(1000)
+    bins = CalibrationBins(4, 10, 255).update(probs, target)
+    before = bins.state_dict()
+    bins._limits = torch.full((5,), torch.inf, dtype=torch.float64)  # something bad had been counted on a GPU
+    assert bins.reset() is bins
+    assert (bins.num_voxels, bins.num_bins, bins.ignore_index) == (0, 10, 255)
+    assert before["count"].sum() == 5000
+    bins.update(probs, target)
+    assert all(torch.equal(bins.state_dict()[name], before[name]) for name in before)
+
+
+def test_merge_of_bins_that_ignore_different_labels():
+    probs, target = make_predictions(1000)
+    merged = CalibrationBins(4, ignore_index=255).update(probs, target).merge(CalibrationBins(4).update(probs, target))
+    assert merged.num_voxels == 2000
+    assert merged.ece() == pytest.approx(expected_calibration_error(probs, target), abs=1e-12)
+
+
+def test_classwise_by_hand():
+    # Of the bins in test_hand_computed: class 0 has gaps 0.1, 0.8, 0.3, 0.4 in four bins; class 1 has 0.15 - 0.5 over two voxels,
+    # 0.3 and 0.4 in three.
+    bins = CalibrationBins(2, num_bins=5).update(HAND_PROBS, HAND_TARGET)
+    np.testing.assert_allclose(bins.classwise("ece"), [1.6 / 4, (2 * 0.35 + 0.3 + 0.4) / 4], atol=1e-7)
+    np.testing.assert_allclose(bins.classwise("ace"), [1.6 / 4, (0.35 + 0.3 + 0.4) / 3], atol=1e-7)
+    np.testing.assert_allclose(bins.classwise("mce"), [0.8, 0.4], atol=1e-7)
+
+
+def test_classwise_ece_averages_to_cece_and_has_the_form_it_should():
+    bins = CalibrationBins(4).update(*make_predictions(1000))
+    for name in ("ece", "ace", "mce"):
+        assert bins.classwise(name).shape == (4,)
+        assert bins.classwise(name).dtype == np.float64
+    assert bins.classwise("ece").mean() == pytest.approx(bins.cece(), abs=1e-15)
+
+
+@pytest.mark.parametrize(("name", "theirs"), [("ece", "expected"), ("ace", "average"), ("mce", "maximum")])
+def test_classwise_figures_are_monais(name, theirs):
+    from monai.metrics.calibration import CalibrationErrorMetric
+
+    probs, target = make_predictions(10_000)
+    metric = CalibrationErrorMetric(num_bins=15, include_background=True, calibration_reduction=theirs)
+    one_hot = torch.nn.functional.one_hot(target, 4).movedim(-1, 1)
+    values = metric(y_pred=probs.view(1, 4, 100, 100), y=one_hot.view(1, 4, 100, 100))
+    np.testing.assert_allclose(CalibrationBins(4).update(probs, target).classwise(name), values[0], atol=1e-5)
+
+
+def test_repr_of_bins_never_raises():
+    probs, target = make_predictions(1234)
+    bins = CalibrationBins(4)
+    assert repr(bins) == "CalibrationBins(num_classes=4, num_bins=15, voxels=0)"
+    assert repr(bins.update(probs, target)) == "CalibrationBins(num_classes=4, num_bins=15, voxels=1234)"
+    bad = CountedAsOnAGpu(4, ignore_index=255).update(3 * probs, target)
+    assert repr(bad) == "CalibrationBins(num_classes=4, num_bins=15, ignore_index=255, voxels=1234)"
+    with pytest.raises(ValueError, match="probs: got values"):
+        bad.ece()
+    bins.load_state_dict({name: torch.full((5, 15), torch.nan) for name in ("count", "prob_sum", "hit_sum")})
+    assert repr(bins) == "CalibrationBins(num_classes=4, num_bins=15, voxels=nan)"
+
+
 def test_layouts_and_masks_agree():
     probs, target = make_predictions(6 * 7 * 8)
     rows = expected_calibration_error(probs[0].T, target[0])
@@ -317,7 +425,10 @@ def test_bad_input(metric, probs, target, mask, message):
     [
         (lambda: CalibrationBins(1), "num_classes: got 1"),
         (lambda: CalibrationBins(4, 0), "num_bins: got 0"),
+        (lambda: CalibrationBins(4, ignore_index=0.5), "ignore_index: got 0.5"),
         (lambda: CalibrationBins(4).ece(), "no voxel"),
+        (lambda: CalibrationBins(4).classwise("ace"), "no voxel"),
+        (lambda: CalibrationBins(4).update(PROBS, TARGET).classwise("cece"), "name: got 'cece'"),
         (lambda: CalibrationBins(4).reliability(), "no voxel"),
         (lambda: CalibrationBins(4).update(PROBS, TARGET).reliability(4), "class_index: got 4"),
         (lambda: CalibrationBins(3).update(PROBS, TARGET), "probs: got 4 classes"),
