@@ -29,6 +29,7 @@ __all__ = [
     "margin_calibration_map",
     "margin_penalty",
     "margin_penalty_gradient",
+    "mean_loser_distance",
 ]
 
 
@@ -57,6 +58,31 @@ def logit_distances(logits: torch.Tensor, dim: int = 1) -> torch.Tensor:
     """
     _check_logits(logits, dim)
     return logits.amax(dim=dim, keepdim=True) - logits
+
+
+def mean_loser_distance(logits: torch.Tensor, dim: int = 1) -> torch.Tensor:
+    """Mean logit distance of the K - 1 losing classes, ``sum_k d_k / (K - 1)``.
+
+    The winner's own distance is always 0 and says nothing; a margin is compared with the losers. Of several classes that share
+    the maximum one is the winner, the others are losers at distance 0.
+
+    Args:
+        logits: floating point, with the classes on dimension ``dim``.
+        dim: dimension of the classes.
+
+    Shape:
+        logits (B, K, *spatial); returns (B, *spatial): dimension ``dim`` is reduced.
+
+    Raises:
+        ValueError: logits that are not finite floating point with at least 2 classes.
+
+    Example:
+        >>> import torch
+        >>> from mbls.constraints import mean_loser_distance
+        >>> mean_loser_distance(torch.tensor([[4.0, 1.0, 0.0]]))
+        tensor([3.5000])
+    """
+    return logit_distances(logits, dim).sum(dim) / (logits.shape[dim] - 1)
 
 
 def kl_uniform_to_softmax(logits: torch.Tensor, dim: int = 1) -> torch.Tensor:

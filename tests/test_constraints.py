@@ -18,6 +18,7 @@ from mbls.constraints import (
     logit_distances,
     margin_calibration_map,
     margin_penalty,
+    mean_loser_distance,
 )
 from mbls.losses import CrossEntropyLoss, EntropyPenaltyLoss, FocalLoss, LabelSmoothingLoss, MbLSLoss
 
@@ -39,6 +40,23 @@ def test_distances_are_shift_invariant_and_zero_at_the_winner(voxel):
     assert (d >= 0).all()
     assert d.min() == 0
     torch.testing.assert_close(logit_distances(logits + 3.7), d)
+
+
+@given(voxels())
+def test_mean_loser_distance_is_over_all_but_the_first_of_the_sorted_logits(voxel):
+    logits, _ = voxel
+    top, *losers = sorted(logits[0].tolist(), reverse=True)
+    expected = sum(top - loser for loser in losers) / len(losers)
+    assert mean_loser_distance(logits).item() == pytest.approx(expected, abs=1e-12)
+
+
+def test_mean_loser_distance_of_volumes_along_any_dimension():
+    logits = torch.randn(2, 4, 3, 5, 6, generator=torch.Generator().manual_seed(0))
+    logits[0, 1] = logits[0, 2] = logits[0].amax(0)  # ties
+    ordered = logits.sort(dim=1, descending=True).values
+    expected = (ordered[:, :1] - ordered[:, 1:]).mean(1)
+    torch.testing.assert_close(mean_loser_distance(logits), expected)
+    torch.testing.assert_close(mean_loser_distance(logits.movedim(1, -1), dim=-1), expected)
 
 
 @given(voxels())
@@ -273,6 +291,7 @@ def test_margins_below_3_61_end_alike_on_a_certain_voxel():
         (lambda: logit_distances(torch.tensor([[1.0, torch.nan]])), "logits: got 1 NaN"),
         (lambda: logit_distances(torch.ones(3, 1)), "logits: got 1 class"),
         (lambda: logit_distances(torch.ones(3, 2), dim=2), "dim: got 2"),
+        (lambda: mean_loser_distance(torch.ones(3, 1)), "logits: got 1 class"),
         (lambda: margin_penalty(torch.ones(3, 2), -1), "margin: got -1"),
         (lambda: confidence_at_margin(-1, 4), "margin: got -1"),
         (lambda: confidence_at_margin(1, 1), "num_classes: got 1"),
