@@ -13,15 +13,16 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from numbers import Integral
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
 __all__ = [
-    "REGIONS",
+    "REGION_NAMES",
     "CalibrationBins",
+    "Region",
     "Reliability",
     "adaptive_calibration_error",
     "average_over_volumes",
@@ -423,42 +424,61 @@ def brier_score(probs: torch.Tensor, target: torch.Tensor, mask: torch.Tensor | 
 
 
 #: What a metric may be conditioned on; see :func:`region_mask`.
-REGIONS = ("all", "foreground", "dilated", "boundary")
+Region = Literal["all", "foreground", "dilated", "boundary"]
+REGION_NAMES: tuple[Region, ...] = get_args(Region)
+
+#: Radius of the regions that have one, in voxels, where the caller names none.
+_RADIUS = {"dilated": 3, "boundary": 2}
 
 
-def region_mask(target: torch.Tensor, region: str, radius: int = 3) -> torch.Tensor:
+def region_mask(target: torch.Tensor, region: Region, radius: int | None = None) -> torch.Tensor:
     """Voxels of a region, as a mask for the metrics.
 
-    Args:
-        target: labels (B, *spatial), 0 the background, 2 or 3 spatial dimensions.
-        region: "all"; "foreground" (true label not background, what the official evaluation keeps); "dilated" (the foreground and
-            ``radius`` voxels around it); or "boundary" (within ``radius`` voxels of a border between any two labels).
-        radius: voxels >= 1, measured along the axes (a square or cube).
+    - "all": every voxel.
+    - "foreground": the true label is not the background. This is what the official evaluation keeps.
+    - "dilated": the foreground and what lies within ``radius`` voxels of it.
+    - "boundary": within ``radius`` voxels of a change of the true label, between any two labels. The edge of the image is none.
 
-    Returns:
-        Boolean (B, *spatial).
+    Distances are Chebyshev's: a square of 2 * radius + 1 voxels for slices, whose neighbours are not looked at, and a cube for
+    volumes.
+
+    Args:
+        target: integer labels, 0 the background.
+        region: one of :data:`REGION_NAMES`.
+        radius: in voxels, >= 1. None: 2 for "boundary", 3 for "dilated".
+
+    Shape:
+        target (B, H, W) slices or (B, D, H, W) volumes; returns a boolean mask of the same shape.
 
     Raises:
         ValueError: unknown region; radius < 1; target of another form.
 
-    Source: arXiv 2209.09641 and its official code for "foreground".
+    Example:
+        >>> import torch
+        >>> from mbls.metrics import region_mask
+        >>> region_mask(torch.tensor([[[0, 0, 0, 0, 1, 1, 1]]]), "boundary").long()
+        tensor([[[0, 0, 1, 1, 1, 1, 0]]])
+
+    References:
+        Murugesan et al., Medical Image Analysis 2023, arXiv 2209.09641, and its official code, for "foreground".
     """
-    if region not in REGIONS:
-        raise ValueError(f"region: got {region!r}, expected one of {', '.join(REGIONS)}")
+    if region not in REGION_NAMES:
+        raise ValueError(f"region: got {region!r}, expected one of {', '.join(REGION_NAMES)}")
     if target.is_floating_point() or target.dim() not in (3, 4):
         raise ValueError(
             f"target: got shape {tuple(target.shape)} of {target.dtype}, expected integer (B, H, W) or (B, D, H, W)"
         )
-    if radius < 1:
+    if radius is not None and radius < 1:
         raise ValueError(f"radius: got {radius}, expected at least 1 voxel")
     if region == "all":
         return torch.ones_like(target, dtype=torch.bool)
     if region == "foreground":
         return target != 0
+    reach = _RADIUS[region] if radius is None else radius
     pool = F.max_pool2d if target.dim() == 3 else F.max_pool3d
 
     def widest(values: torch.Tensor) -> torch.Tensor:
-        return pool(values.float().unsqueeze(1), 2 * radius + 1, stride=1, padding=radius).squeeze(1)
+        return pool(values.float().unsqueeze(1), 2 * reach + 1, stride=1, padding=reach).squeeze(1)
 
     if region == "dilated":
         return widest(target != 0) > 0

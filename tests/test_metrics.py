@@ -9,6 +9,7 @@ import torch
 
 from mbls.data.acdc import read_volume
 from mbls.metrics import (
+    REGION_NAMES,
     CalibrationBins,
     adaptive_calibration_error,
     average_over_volumes,
@@ -327,14 +328,43 @@ def test_layouts_and_masks_agree():
 def test_regions(dtype):
     target = torch.zeros(1, 15, 15, dtype=dtype)
     target[0, 5:10, 5:10] = 2
-    count = {
-        region: int(region_mask(target, region, radius=1).sum())
-        for region in ("all", "foreground", "dilated", "boundary")
-    }
+    count = {region: int(region_mask(target, region, radius=1).sum()) for region in REGION_NAMES}
     # Within one voxel of the border: the ring outside (49 - 25) and the ring inside (25 - 9).
     assert count == {"all": 225, "foreground": 25, "dilated": 49, "boundary": 24 + 16}
     volume = target.unsqueeze(1).expand(1, 5, 15, 15)
     assert int(region_mask(volume, "foreground").sum()) == 125
+
+
+def within(close, radius):
+    """Voxels with one of ``close`` at a Chebyshev distance of at most radius, one slice or volume, by trying every pair."""
+    places = torch.stack(torch.meshgrid(*[torch.arange(size) for size in close.shape], indexing="ij"), -1).flatten(
+        0, -2
+    )
+    distances = (places[:, None] - places[None, close.flatten()]).abs().amax(-1)
+    return (distances <= radius).any(1).view(close.shape)
+
+
+@pytest.mark.parametrize("shape", [(2, 9, 11), (2, 4, 5, 6)], ids=["slices", "volumes"])
+def test_boundary_is_within_two_voxels_of_a_change_and_dilated_within_three_of_the_foreground(shape):
+    generator = torch.Generator().manual_seed(0)
+    target = (torch.rand(shape, generator=generator) > 0.97).long() * torch.randint(1, 4, shape, generator=generator)
+    boundary, dilated = region_mask(target, "boundary"), region_mask(target, "dilated")
+    for labels, near, wide in zip(target, boundary, dilated, strict=True):
+        other = [
+            within(labels != label, 2) & (labels == label) for label in range(4)
+        ]  # some other label within 2 voxels
+        assert torch.equal(near, torch.stack(other).any(0))
+        assert torch.equal(wide, within(labels != 0, 3))
+    assert not boundary.all()
+    assert torch.equal(boundary, region_mask(target, "boundary", radius=2))
+    assert not torch.equal(boundary, region_mask(target, "boundary", radius=3))
+
+
+def test_slices_of_a_batch_do_not_see_each_other():
+    target = torch.zeros(3, 8, 8, dtype=torch.long)
+    target[1] = 1
+    assert not region_mask(target, "boundary").any()
+    assert region_mask(target.unsqueeze(0), "boundary").all()  # as one volume they do
 
 
 def test_foreground_ece_of_an_oracle_is_not_zero():
@@ -435,7 +465,7 @@ def test_bad_input(metric, probs, target, mask, message):
         (lambda: CalibrationBins(3).merge(CalibrationBins(4)), "other: got 4 classes"),
         (lambda: CalibrationBins(3).load_state_dict({}), "state: got nothing"),
         (lambda: region_mask(TARGET.view(1, 6, 10), "edge"), "region: got 'edge'"),
-        (lambda: region_mask(TARGET.view(1, 6, 10), "dilated", 0), "radius: got 0"),
+        (lambda: region_mask(TARGET.view(1, 6, 10), "all", 0), "radius: got 0"),
         (lambda: region_mask(TARGET, "dilated"), "target: got shape"),
         (lambda: average_over_volumes([math.nan], [1.0]), "values: got 1 values"),
         (lambda: average_over_volumes([0.1], [1.0, 2.0]), "weights: got shape"),
