@@ -372,12 +372,27 @@ def adaptive_calibration_error(
 ) -> float:
     """AECE: the ECE over bins of equal mass, exact, by one sort of the winning confidences.
 
-    Bins hold the same number of voxels to within one; voxels of equal confidence are ordered as they came.
+    Bins hold the same number of voxels to within one. Voxels of equal confidence belong together: each counts with the hit rate
+    of all of them, so that a bin that ends among them does not depend on the order of the voxels. It cannot be merged from parts.
+
+    Args:
+        probs: as the module docstring says.
+        target: as the module docstring says.
+        num_bins: bins of equal mass, >= 1.
+        mask: True where a voxel counts.
 
     Raises:
         ValueError: input not as the module docstring says, or a mask that selects no voxel.
 
-    Source: Ding et al., CVPR workshop 2020 (adaptive ECE).
+    Example:
+        >>> import torch
+        >>> from mbls.metrics import adaptive_calibration_error
+        >>> probs = torch.tensor([[0.9, 0.1], [0.2, 0.8], [0.75, 0.25], [0.75, 0.25]])
+        >>> round(adaptive_calibration_error(probs, torch.tensor([0, 1, 0, 1]), num_bins=2), 4)
+        0.2
+
+    References:
+        Ding et al., CVPR workshop 2020 (adaptive ECE); the treatment of equal confidences is this package's.
     """
     _check_num_bins(num_bins)
     confidences, hits = [], []
@@ -386,9 +401,18 @@ def adaptive_calibration_error(
         confidences.append(confidence)
         hits.append(winner == block_target)
     _require_voxels(sum(block.numel() for block in confidences))
-    confidence, order = torch.cat(confidences).sort(stable=True)
-    gap = confidence.double() - torch.cat(hits)[order].double()
+    confidence, order = torch.cat(confidences).sort()
+    gap = confidence.double() - _tied_means(confidence, torch.cat(hits)[order].double())
     return float(sum(part.sum().abs() for part in gap.tensor_split(num_bins)) / gap.numel())
+
+
+def _tied_means(keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    """The values, those with equal keys replaced by their mean; the keys are sorted."""
+    _, block, count = torch.unique_consecutive(keys, return_inverse=True, return_counts=True)
+    if len(count) == len(keys):
+        return values
+    total = values.new_zeros(len(count)).index_add_(0, block, values)
+    return (total / count)[block]
 
 
 def negative_log_likelihood(probs: torch.Tensor, target: torch.Tensor, mask: torch.Tensor | None = None) -> float:

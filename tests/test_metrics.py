@@ -79,6 +79,42 @@ def test_hand_computed_scores():
     assert adaptive_calibration_error(HAND_PROBS, HAND_TARGET, num_bins=2) == pytest.approx((0.7 + 0.7) / 4, abs=1e-6)
 
 
+@pytest.mark.parametrize("digits", [1, 2, 7])
+def test_adaptive_error_does_not_depend_on_the_order_of_the_voxels(digits):
+    """With few digits most confidences are tied; with 7 few are."""
+    probs, target = make_predictions(20_000, classes=2, dtype=torch.float64)
+    probs = probs[:, :1].round(decimals=digits)
+    probs = torch.cat([probs, 1 - probs], 1)
+    generator = torch.Generator().manual_seed(1)
+    orders = [
+        torch.arange(20_000),
+        target[0].argsort(),
+        *(torch.randperm(20_000, generator=generator) for _ in range(3)),
+    ]
+    errors = {adaptive_calibration_error(probs[..., order], target[:, order]) for order in orders}
+    assert max(errors) - min(errors) < 1e-12
+
+
+def test_adaptive_error_of_one_confidence_is_its_gap():
+    """1000 voxels at 0.9, all hits first: cut in their order they made bins of hits and bins of misses."""
+    probs = torch.tensor([[0.9, 0.1]], dtype=torch.float64).repeat(1000, 1)
+    target = (torch.arange(1000) >= 900).long()
+    assert adaptive_calibration_error(probs, target) == pytest.approx(0, abs=1e-12)
+    assert adaptive_calibration_error(probs, 1 - target) == pytest.approx(0.8, abs=1e-12)
+
+
+def test_adaptive_error_without_ties_is_the_plain_one():
+    generator = torch.Generator().manual_seed(0)
+    probs = torch.rand(1, 4, 10_000, generator=generator, dtype=torch.float64)
+    probs, target = probs / probs.sum(1, keepdim=True), torch.randint(4, (1, 10_000), generator=generator)
+    confidence, winner = probs[0].max(0)
+    assert confidence.unique().numel() == 10_000
+    order = confidence.argsort()
+    gaps = confidence[order] - (winner == target[0]).double()[order]
+    expected = sum(part.sum().abs() for part in gaps.tensor_split(15)).item() / 10_000
+    assert adaptive_calibration_error(probs, target) == pytest.approx(expected, abs=1e-12)
+
+
 def test_bins_are_right_closed_and_hold_their_ends():
     values = torch.tensor([0.0, 0.2, 0.2 + 1e-6, 0.4, 1.0], dtype=torch.float64)
     probs = torch.stack([values, 1 - values], dim=1)
