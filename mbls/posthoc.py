@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
@@ -13,19 +14,45 @@ __all__ = ["TemperatureScaling"]
 class TemperatureScaling:
     """Divide all logits by one number T > 0, fitted by the NLL on validation voxels. The predicted class never changes.
 
-    Attributes:
-        temperature: T; 1 before :meth:`fit`. Above 1 the network was overconfident.
+    Args:
+        temperature: T before :meth:`fit`, > 0.
 
-    Source: Guo et al., ICML 2017.
+    Attributes:
+        temperature: T. Above 1 the network was overconfident.
+
+    Shape:
+        logits (B, K, *spatial) floating point; what a call returns has the same shape.
+
+    Raises:
+        ValueError: a temperature that is not a finite number > 0.
+
+    Example:
+        >>> import torch
+        >>> from mbls.posthoc import TemperatureScaling
+        >>> logits, labels = torch.tensor([[4.0, 0.0]]).repeat(4, 1), torch.tensor([0, 0, 0, 1])
+        >>> scaling = TemperatureScaling().fit(logits, labels)
+        >>> round(scaling.temperature, 3)
+        3.641
+        >>> scaling(logits).softmax(1)[0]
+        tensor([0.7500, 0.2500])
+
+    References:
+        Guo et al., ICML 2017, section 4.2.
     """
 
     def __init__(self, temperature: float = 1.0) -> None:
-        if not (math.isfinite(temperature) and temperature > 0):
-            raise ValueError(f"temperature: got {temperature}, expected a finite number > 0")
-        self.temperature = temperature
+        self.temperature = _checked_temperature(temperature)
 
     def fit(self, logits: torch.Tensor, target: torch.Tensor, mask: torch.Tensor | None = None) -> TemperatureScaling:
-        """Fit T on logits (B, K, *spatial) and labels (B, *spatial), only where mask (B, *spatial) is True. Returns itself.
+        """Find T on validation voxels.
+
+        Args:
+            logits: (B, K, *spatial), floating point.
+            target: (B, *spatial), integer labels.
+            mask: (B, *spatial), boolean, True where a voxel counts. None: all do.
+
+        Returns:
+            Itself.
 
         Raises:
             ValueError: shapes that do not match; a mask that is not boolean; no voxel; NaN logits; labels outside 0..K-1.
@@ -64,5 +91,36 @@ class TemperatureScaling:
         return self
 
     def __call__(self, logits: torch.Tensor) -> torch.Tensor:
-        """Scaled logits, same shape."""
+        """The scaled logits.
+
+        Args:
+            logits: of any shape.
+        """
         return logits / self.temperature
+
+    def state_dict(self) -> dict[str, float]:
+        """T as a plain number, so that it can be written as JSON too."""
+        return {"temperature": self.temperature}
+
+    def load_state_dict(self, state: Mapping[str, float]) -> None:
+        """Take over what :meth:`state_dict` gave.
+
+        Args:
+            state: {"temperature": T}.
+
+        Raises:
+            ValueError: no temperature in it, or one that is not a finite number > 0.
+        """
+        if "temperature" not in state:
+            raise ValueError(f"state: got {', '.join(state) or 'nothing'}, expected temperature")
+        self.temperature = _checked_temperature(state["temperature"])
+
+
+def _checked_temperature(temperature: float) -> float:
+    try:
+        good = math.isfinite(temperature) and temperature > 0
+    except TypeError:
+        good = False
+    if not good:
+        raise ValueError(f"temperature: got {temperature!r}, expected a finite number > 0")
+    return float(temperature)

@@ -1,5 +1,7 @@
 """Temperature scaling."""
 
+import json
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -42,6 +44,33 @@ def test_mask_selects_what_is_fitted():
     mask[:2] = True
     part = TemperatureScaling().fit(logits[:2], target[:2]).temperature
     assert TemperatureScaling().fit(logits, target, mask).temperature == pytest.approx(part)
+
+
+def test_state_is_a_plain_number_and_comes_back():
+    logits, target = make_overconfident()
+    scaling = TemperatureScaling().fit(logits, target)
+    state = json.loads(json.dumps(scaling.state_dict()))
+    assert {name: type(value) for name, value in TemperatureScaling(2).state_dict().items()} == {"temperature": float}
+    restored = TemperatureScaling()
+    restored.load_state_dict(state)
+    assert torch.equal(restored(logits), scaling(logits))
+
+
+@pytest.mark.parametrize(
+    ("state", "message"),
+    [
+        ({}, "state: got nothing, expected temperature"),
+        ({"scale": 2.0}, "state: got scale, expected temperature"),
+        ({"temperature": 0.0}, "temperature: got 0.0, expected a finite number > 0"),
+        ({"temperature": float("nan")}, "temperature: got nan"),
+        ({"temperature": "2"}, "temperature: got '2'"),
+    ],
+)
+def test_a_bad_state_is_refused_and_changes_nothing(state, message):
+    scaling = TemperatureScaling(1.5)
+    with pytest.raises(ValueError, match=message):
+        scaling.load_state_dict(state)
+    assert scaling.temperature == 1.5
 
 
 @pytest.mark.parametrize(
