@@ -2,7 +2,10 @@ r"""The theory in small pure functions: logit distances, penalties with their cl
 
 All functions take logits with the classes on dimension ``dim`` and work for any number of other dimensions.
 Notation: ``s = softmax(l)``, ``u = (1/K, ..., 1/K)``, ``d_k = max_i l_i - l_k``.
-Source of the view: Murugesan et al., arXiv 2209.09641, and Liu et al., CVPR 2022, "The Devil is in the Margin".
+
+References:
+    Murugesan et al., Medical Image Analysis 2023, arXiv 2209.09641, and Liu et al., CVPR 2022, "The Devil is in the
+    Margin", for the view of losses as constraints.
 """
 
 from __future__ import annotations
@@ -49,12 +52,26 @@ def _check_logits(logits: torch.Tensor, dim: int) -> None:
 
 
 def logit_distances(logits: torch.Tensor, dim: int = 1) -> torch.Tensor:
-    """Distances of the logits to the largest one, ``d_k = max_i l_i - l_k >= 0``; same shape as the logits.
+    """Distances of the logits to the largest one, ``d_k = max_i l_i - l_k >= 0``.
+
+    Args:
+        logits: floating point, finite.
+        dim: dimension of the classes.
+
+    Shape:
+        logits with K classes on dimension ``dim``; returns the same shape.
 
     Raises:
-        ValueError: logits that are not finite floating point with at least 2 classes.
+        ValueError: logits that are not finite floating point with at least 2 classes; a dim that they do not have.
 
-    Source: arXiv 2209.09641, the vector d(l).
+    Example:
+        >>> import torch
+        >>> from mbls.constraints import logit_distances
+        >>> logit_distances(torch.tensor([[2.0, 1.0, 0.0]]))
+        tensor([[0., 1., 2.]])
+
+    References:
+        Murugesan et al., Medical Image Analysis 2023, arXiv 2209.09641, the vector d(l).
     """
     _check_logits(logits, dim)
     return logits.amax(dim=dim, keepdim=True) - logits
@@ -63,18 +80,18 @@ def logit_distances(logits: torch.Tensor, dim: int = 1) -> torch.Tensor:
 def mean_loser_distance(logits: torch.Tensor, dim: int = 1) -> torch.Tensor:
     """Mean logit distance of the K - 1 losing classes, ``sum_k d_k / (K - 1)``.
 
-    The winner's own distance is always 0 and says nothing; a margin is compared with the losers. Of several classes that share
-    the maximum one is the winner, the others are losers at distance 0.
+    The winner's own distance is always 0 and says nothing; a margin is compared with the losers. Of several classes
+    that share the maximum one is the winner, the others are losers at distance 0.
 
     Args:
-        logits: floating point, with the classes on dimension ``dim``.
+        logits: floating point, finite.
         dim: dimension of the classes.
 
     Shape:
-        logits (B, K, *spatial); returns (B, *spatial): dimension ``dim`` is reduced.
+        logits with K classes on dimension ``dim``; returns the other dimensions, (B, *spatial) for (B, K, *spatial).
 
     Raises:
-        ValueError: logits that are not finite floating point with at least 2 classes.
+        ValueError: logits that are not finite floating point with at least 2 classes; a dim that they do not have.
 
     Example:
         >>> import torch
@@ -86,29 +103,104 @@ def mean_loser_distance(logits: torch.Tensor, dim: int = 1) -> torch.Tensor:
 
 
 def kl_uniform_to_softmax(logits: torch.Tensor, dim: int = 1) -> torch.Tensor:
-    r"""``KL(u || s) = logsumexp(l) - mean(l) - log K``: the penalty hidden in label smoothing; dimension ``dim`` is reduced.
+    """``KL(u || s) = logsumexp(l) - mean(l) - log K``: the penalty hidden in label smoothing.
 
-    Lies between ``mean_k d_k - log K`` and ``mean_k d_k``, so it acts like a linear penalty for d = 0.
+    It lies between ``mean_k d_k - log K`` and ``mean_k d_k``, so it acts like a linear penalty for d = 0.
+
+    Args:
+        logits: floating point, finite.
+        dim: dimension of the classes.
+
+    Shape:
+        logits with K classes on dimension ``dim``; returns the other dimensions, (B, *spatial) for (B, K, *spatial).
+
+    Raises:
+        ValueError: logits that are not finite floating point with at least 2 classes; a dim that they do not have.
+
+    Example:
+        >>> import torch
+        >>> from mbls.constraints import kl_uniform_to_softmax
+        >>> kl_uniform_to_softmax(torch.tensor([[2.0, 1.0, 0.0]]))
+        tensor([0.3090])
+
+    References:
+        Murugesan et al., Medical Image Analysis 2023, arXiv 2209.09641, on label smoothing.
     """
     _check_logits(logits, dim)
     return logits.logsumexp(dim) - logits.mean(dim) - math.log(logits.shape[dim])
 
 
 def kl_uniform_to_softmax_gradient(logits: torch.Tensor, dim: int = 1) -> torch.Tensor:
-    """Gradient of :func:`kl_uniform_to_softmax` in the logits: ``s - u``."""
+    """Gradient of :func:`kl_uniform_to_softmax` in the logits: ``s - u``.
+
+    Args:
+        logits: floating point, finite.
+        dim: dimension of the classes.
+
+    Shape:
+        logits with K classes on dimension ``dim``; returns the same shape.
+
+    Raises:
+        ValueError: logits that are not finite floating point with at least 2 classes; a dim that they do not have.
+
+    Example:
+        >>> import torch
+        >>> from mbls.constraints import kl_uniform_to_softmax_gradient
+        >>> kl_uniform_to_softmax_gradient(torch.tensor([[2.0, 1.0, 0.0]]))
+        tensor([[ 0.3319, -0.0886, -0.2433]])
+    """
     _check_logits(logits, dim)
     return logits.softmax(dim) - 1 / logits.shape[dim]
 
 
 def kl_softmax_to_uniform(logits: torch.Tensor, dim: int = 1) -> torch.Tensor:
-    """``KL(s || u) = log K - H(s)``: the penalty of ECP and, as a bound, of the focal loss; at most ``mean_k d_k``."""
+    """``KL(s || u) = log K - H(s)``: the penalty of ECP and, as a bound, of the focal loss.
+
+    It is at most ``mean_k d_k``.
+
+    Args:
+        logits: floating point, finite.
+        dim: dimension of the classes.
+
+    Shape:
+        logits with K classes on dimension ``dim``; returns the other dimensions, (B, *spatial) for (B, K, *spatial).
+
+    Raises:
+        ValueError: logits that are not finite floating point with at least 2 classes; a dim that they do not have.
+
+    Example:
+        >>> import torch
+        >>> from mbls.constraints import kl_softmax_to_uniform
+        >>> kl_softmax_to_uniform(torch.tensor([[2.0, 1.0, 0.0]]))
+        tensor([0.2662])
+
+    References:
+        Murugesan et al., Medical Image Analysis 2023, arXiv 2209.09641, on ECP and the focal loss.
+    """
     _check_logits(logits, dim)
     log_probs = logits.log_softmax(dim)
     return math.log(logits.shape[dim]) + (log_probs.exp() * log_probs).sum(dim)
 
 
 def kl_softmax_to_uniform_gradient(logits: torch.Tensor, dim: int = 1) -> torch.Tensor:
-    """Gradient of :func:`kl_softmax_to_uniform` in the logits: ``s_k (log s_k + H(s))``."""
+    """Gradient of :func:`kl_softmax_to_uniform` in the logits: ``s_k (log s_k + H(s))``.
+
+    Args:
+        logits: floating point, finite.
+        dim: dimension of the classes.
+
+    Shape:
+        logits with K classes on dimension ``dim``; returns the same shape.
+
+    Raises:
+        ValueError: logits that are not finite floating point with at least 2 classes; a dim that they do not have.
+
+    Example:
+        >>> import torch
+        >>> from mbls.constraints import kl_softmax_to_uniform_gradient
+        >>> kl_softmax_to_uniform_gradient(torch.tensor([[2.0, 1.0, 0.0]]))
+        tensor([[ 0.2826, -0.1408, -0.1418]])
+    """
     _check_logits(logits, dim)
     log_probs = logits.log_softmax(dim)
     probs = log_probs.exp()
@@ -116,12 +208,49 @@ def kl_softmax_to_uniform_gradient(logits: torch.Tensor, dim: int = 1) -> torch.
 
 
 def linear_penalty(logits: torch.Tensor, dim: int = 1) -> torch.Tensor:
-    """``mean_k d_k``: the linear penalty for the equality d = 0 (MbLS with margin 0)."""
+    """``mean_k d_k``: the linear penalty for the equality d = 0 (MbLS with margin 0).
+
+    Args:
+        logits: floating point, finite.
+        dim: dimension of the classes.
+
+    Shape:
+        logits with K classes on dimension ``dim``; returns the other dimensions, (B, *spatial) for (B, K, *spatial).
+
+    Raises:
+        ValueError: logits that are not finite floating point with at least 2 classes; a dim that they do not have.
+
+    Example:
+        >>> import torch
+        >>> from mbls.constraints import linear_penalty
+        >>> linear_penalty(torch.tensor([[2.0, 1.0, 0.0]]))
+        tensor([1.])
+
+    References:
+        Murugesan et al., Medical Image Analysis 2023, arXiv 2209.09641, the linear penalty for d(l) = 0.
+    """
     return margin_penalty(logits, 0.0, dim)
 
 
 def linear_penalty_gradient(logits: torch.Tensor, dim: int = 1) -> torch.Tensor:
-    """Gradient of :func:`linear_penalty`: ``-1/K``, and ``(K-1)/K`` at the arg-max, however small the distances are."""
+    """Gradient of :func:`linear_penalty`: ``-1/K``, and ``(K-1)/K`` at the arg-max, however small the distances are.
+
+    Args:
+        logits: floating point, finite.
+        dim: dimension of the classes.
+
+    Shape:
+        logits with K classes on dimension ``dim``; returns the same shape.
+
+    Raises:
+        ValueError: logits that are not finite floating point with at least 2 classes; a dim that they do not have.
+
+    Example:
+        >>> import torch
+        >>> from mbls.constraints import linear_penalty_gradient
+        >>> linear_penalty_gradient(torch.tensor([[2.0, 1.0, 0.0]]))
+        tensor([[ 0.6667, -0.3333, -0.3333]])
+    """
     return _arg_max_gradient(logits, torch.ones_like(logits, dtype=torch.bool), dim)
 
 
@@ -129,17 +258,51 @@ def margin_penalty(logits: torch.Tensor, margin: float, dim: int = 1) -> torch.T
     """``mean_k max(0, d_k - m)``: the hinge of MbLS for the inequality d <= m.
 
     Args:
+        logits: floating point, finite.
         margin: m >= 0, in logits.
+        dim: dimension of the classes.
+
+    Shape:
+        logits with K classes on dimension ``dim``; returns the other dimensions, (B, *spatial) for (B, K, *spatial).
 
     Raises:
-        ValueError: negative margin; logits as in :func:`logit_distances`.
+        ValueError: negative margin; logits that are not finite floating point with at least 2 classes; a dim that they
+            do not have.
+
+    Example:
+        >>> import torch
+        >>> from mbls.constraints import margin_penalty
+        >>> margin_penalty(torch.tensor([[2.0, 1.0, 0.0]]), margin=1.5)
+        tensor([0.1667])
+
+    References:
+        Murugesan et al., Medical Image Analysis 2023, arXiv 2209.09641, the penalty of MbLS.
     """
     _check_margin(margin)
     return F.relu(logit_distances(logits, dim) - margin).mean(dim)
 
 
 def margin_penalty_gradient(logits: torch.Tensor, margin: float, dim: int = 1) -> torch.Tensor:
-    """Gradient of :func:`margin_penalty`: ``-[d_k > m] / K``, plus the number of violations over K at the arg-max."""
+    """Gradient of :func:`margin_penalty`: ``-[d_k > m] / K``, plus the number of violations over K at the arg-max.
+
+    Args:
+        logits: floating point, finite.
+        margin: m >= 0, in logits.
+        dim: dimension of the classes.
+
+    Shape:
+        logits with K classes on dimension ``dim``; returns the same shape.
+
+    Raises:
+        ValueError: negative margin; logits that are not finite floating point with at least 2 classes; a dim that they
+            do not have.
+
+    Example:
+        >>> import torch
+        >>> from mbls.constraints import margin_penalty_gradient
+        >>> margin_penalty_gradient(torch.tensor([[2.0, 1.0, 0.0]]), margin=1.5)
+        tensor([[ 0.3333,  0.0000, -0.3333]])
+    """
     _check_margin(margin)
     return _arg_max_gradient(logits, logit_distances(logits, dim) > margin, dim)
 
@@ -159,10 +322,21 @@ def _arg_max_gradient(logits: torch.Tensor, violated: torch.Tensor, dim: int) ->
 
 
 def confidence_at_margin(margin: float, num_classes: int) -> float:
-    """Winning probability where every other logit lies exactly m below, ``1 / (1 + (K-1) exp(-m))``: the feasible set's ceiling.
+    """The winning probability where every other logit lies exactly m below: ``1 / (1 + (K-1) exp(-m))``.
+
+    No prediction with d <= m is more confident.
+
+    Args:
+        margin: m >= 0, in logits.
+        num_classes: K >= 2.
 
     Raises:
         ValueError: negative margin; fewer than 2 classes.
+
+    Example:
+        >>> from mbls.constraints import confidence_at_margin
+        >>> round(confidence_at_margin(margin=5.0, num_classes=4), 3)
+        0.98
     """
     _check_margin(margin)
     if num_classes < 2:
@@ -171,7 +345,13 @@ def confidence_at_margin(margin: float, num_classes: int) -> float:
 
 
 class Penalty(NamedTuple):
-    """A penalty of the course and its gradient, as functions of ``(logits, dim)``."""
+    """A penalty of the course and its gradient, as functions of ``(logits, dim)``.
+
+    Attributes:
+        label: for figures.
+        value: the penalty.
+        gradient: its derivative in the logits.
+    """
 
     label: str
     value: Callable[..., torch.Tensor]
@@ -198,23 +378,33 @@ PENALTIES: dict[str, Penalty] = {
 def calibration_map(
     loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], probs: torch.Tensor, iterations: int = 400
 ) -> torch.Tensor:
-    """What a loss makes of a voxel whose labels are drawn from q: the minimiser s* of its expected value, found numerically.
+    """What a loss makes of a voxel whose labels are drawn from q: the minimiser s* of its expected value.
+
+    It is found numerically, so that any loss will do.
 
     Args:
-        loss: maps logits (B, K) and labels (B,) to values (B,), such as a loss of mbls.losses with ``reduction="none"``; or one of
-            your own.
+        loss: maps logits (B, K) and labels (B,) to values (B,), such as a loss of mbls.losses with
+            ``reduction="none"``.
         probs: label distributions q, (N, K), rows summing to 1.
         iterations: steps of Rprop; the default reaches about 1e-6 for the losses of this package.
 
     Returns:
-        s*, (N, K), float64. A loss without a finite minimiser (CE where some q_k is 0) is followed as far as the steps reach.
-        A hinge strong enough to tie the winner with another class has kinks that no coordinate follows, and may be left up to
-        0.1 short: see :func:`margin_calibration_map`.
+        s*, (N, K), float64. A loss without a finite minimiser (CE where some q_k is 0) is followed as far as the steps
+        reach. A hinge strong enough to tie the winner with another class has kinks that no coordinate follows, and may
+        be left up to 0.1 short: see :func:`margin_calibration_map`.
 
     Raises:
-        ValueError: probs not (N, K) with rows on the simplex; a loss that does not return a value per row.
+        ValueError: probs not (N, K) with rows on the simplex; a loss that does not return a value for each row.
 
-    Source: the stationary points behind the constraint view of arXiv 2209.09641; computed here for every loss alike.
+    Example:
+        >>> import torch
+        >>> from mbls.constraints import calibration_map
+        >>> from mbls.losses import LabelSmoothingLoss
+        >>> calibration_map(LabelSmoothingLoss(0.1, reduction="none"), torch.tensor([[0.8, 0.2]])).round(decimals=3)
+        tensor([[0.7700, 0.2300]], dtype=torch.float64)
+
+    References:
+        Murugesan et al., Medical Image Analysis 2023, arXiv 2209.09641, for the constraints; the map is this package's.
     """
     probs = _checked_distributions(probs)
     n, num_classes = probs.shape
@@ -239,16 +429,18 @@ def calibration_map(
 
 
 def margin_calibration_map(probs: torch.Tensor, margin: float, alpha: float) -> torch.Tensor:
-    """:func:`calibration_map` of MbLS, solved by hand up to one number, exact and fast enough for a slider.
+    """:func:`calibration_map` of MbLS, solved by hand up to one number: exact, and fast enough for a slider.
 
-    Where the gradient of the expected loss vanishes, a losing class is in one of three states: inside the margin and untouched
-    (``s_k = q_k``), held exactly on the margin (``s_k = t exp(-m)``, t the winning probability), or beyond it, where the data
-    pull as hard as the penalty can push (``s_k = q_k + alpha / K``). So ``s_k = clip(t exp(-m), q_k, q_k + alpha / K)``, at most
-    t, and t is the number that makes them sum to 1; the sum grows with t, so bisection finds it.
+    Where the gradient of the expected loss vanishes, a losing class is in one of three states: inside the margin and
+    untouched (``s_k = q_k``); held exactly on the margin (``s_k = t exp(-m)``, t the winning probability); or beyond
+    it, where the data pull as hard as the penalty can push (``s_k = q_k + alpha / K``). So s_k is
+    ``clip(t exp(-m), q_k, q_k + alpha / K)``, at most t, and t is the number that makes them sum to 1. The sum grows
+    with t, so bisection finds it.
 
     Args:
         probs: label distributions q, (N, K), rows summing to 1.
-        margin, alpha: of :class:`mbls.losses.MbLSLoss` (``norm="l1"``), both >= 0.
+        margin: of :class:`mbls.losses.MbLSLoss` with ``norm="l1"``, >= 0.
+        alpha: of the same loss, >= 0.
 
     Returns:
         s*, (N, K), float64. With alpha = 0 it is q.
@@ -256,7 +448,17 @@ def margin_calibration_map(probs: torch.Tensor, margin: float, alpha: float) -> 
     Raises:
         ValueError: probs not (N, K) with rows on the simplex; negative margin or alpha.
 
-    Source: stationarity of MbLS's expected loss (arXiv 2209.09641 for the loss); the closed form is this package's.
+    Example:
+        >>> import torch
+        >>> from mbls.constraints import margin_calibration_map
+        >>> probs = torch.tensor([[0.6, 0.4], [0.99, 0.01]])
+        >>> margin_calibration_map(probs, margin=3.0, alpha=0.1).round(decimals=3)
+        tensor([[0.6000, 0.4000],
+                [0.9530, 0.0470]], dtype=torch.float64)
+
+    References:
+        Murugesan et al., Medical Image Analysis 2023, arXiv 2209.09641, for the loss; the closed form is this
+        package's.
     """
     probs = _checked_distributions(probs)
     _check_margin(margin)

@@ -1,15 +1,17 @@
-r"""Losses of the MbLS paper as modules that read like MONAI's; they need torch only, so the file may be copied into a project.
+r"""Losses of the MbLS paper as modules that read like MONAI's. They need torch only: the file may be copied as it is.
 
-Shapes are the same everywhere: logits ``(B, K, *spatial)``, floating point; target ``(B, *spatial)`` or
+All losses take the same shapes: logits ``(B, K, *spatial)``, floating point, and target ``(B, *spatial)`` or
 ``(B, 1, *spatial)``, integer class labels. ``reduction="none"`` returns ``(B, *spatial)``; "sum" adds the voxels up;
-"mean" divides by the number of voxels whose label is not ``ignore_index`` (and is 0, with zero gradient, where that
-number is 0). Half-precision logits are computed in float32.
+"mean" divides the sum by the number of voxels whose label is not ``ignore_index``. Where there is no such voxel the
+mean is 0, with zero gradient. Half-precision logits are computed in float32.
 
-Notation: ``s = softmax(l)``, ``y`` the one-hot label, ``j`` the labelled class, ``d_k = max_i l_i - l_k`` the logit distances.
+Notation: ``s = softmax(l)``, ``y`` the one-hot label, ``j`` the labelled class; ``d_k = max_i l_i - l_k`` are the logit
+distances.
 
-Each loss is written down twice: ``voxel_loss`` is its definition, a few lines that autograd can differentiate as often as you
-like; ``fused`` gives the same values and their gradient at once, which takes a fraction of the time and of the memory. Modules
-call ``fused`` wherever the two are interchangeable (see :func:`_plain_form_needed`); tests hold one to the other.
+Each loss is written down twice. ``voxel_loss`` is its definition: a few lines that autograd can differentiate as often
+as needed. ``fused`` gives the same values and their gradient at once, which takes a fraction of the time and of the
+memory. A module calls ``fused`` wherever the two are interchangeable (see :func:`_plain_form_needed`). The tests
+compare one with the other.
 """
 
 from __future__ import annotations
@@ -42,9 +44,8 @@ __all__ = [
     "parse_loss",
 ]
 
-
 Reduction = Literal["mean", "sum", "none"]
-
+Norm = Literal["l1", "l2"]
 ScheduleMode = Literal["constant", "add", "multiply"]
 
 #: ``fused(below, label, grad) -> values``; see :class:`VoxelLoss`.
@@ -55,13 +56,14 @@ def _block_voxels(device: torch.device, num_classes: int) -> int:
     """Voxels that the fused forms work on at once."""
     if device.type != "cpu":  # every block costs launches, and is there only to bound the memory
         return 1 << 24
-    # 2 MiB a thread and intermediate result, which a cache holds; smaller blocks cost more in starting the threads than they save.
+    # 2 MiB a thread and intermediate result, which a cache holds; smaller blocks cost more in starting the threads than
+    # they save.
     threads = max(2, torch.get_num_threads())
     return max(1, min(threads << 16, (threads << 19) // num_classes))
 
 
 def _shown_options(module: object, hidden: tuple[str, ...] = ()) -> str:
-    """The options of an object's constructor as ``name=value``; those in ``hidden`` only where they are not the default."""
+    """The options of an object's constructor as ``name=value``; those in ``hidden`` only where not at the default."""
     shown = []
     for name, parameter in inspect.signature(type(module)).parameters.items():
         value = getattr(module, name, None)
@@ -74,30 +76,30 @@ def _shown_options(module: object, hidden: tuple[str, ...] = ()) -> str:
 
 
 class VoxelLoss(_Loss):
-    """The base class of the losses that have one value a voxel. Subclass it for a loss of your own.
+    """The base class of the losses that have a value for each voxel. Subclass it for a loss of your own.
 
-    It checks shapes, types and labels, computes half precision in float32, leaves ignored voxels out and reduces. A subclass
-    defines ``voxel_loss``, a few lines that autograd can differentiate. Options of its own go into its ``__init__``, which hands
-    ``ignore_index`` and ``reduction`` on.
+    It checks shapes, types and labels, computes half precision in float32, leaves ignored voxels out and reduces. A
+    subclass defines ``voxel_loss``, a few lines that autograd can differentiate. Options of its own go into its
+    ``__init__``, which hands ``ignore_index`` and ``reduction`` on.
 
-    It may also define ``fused(below, label, grad) -> values``, which gives the same values and their gradient at once, in less
-    time and memory. It works on a block of n voxels of b samples:
+    It may also define ``fused(below, label, grad) -> values``, which gives the same values and their gradient at once,
+    in less time and memory. It works on a block of n voxels of b samples:
 
     - ``below``, (b, K, n): the logits minus the largest one of the voxel, which is -d; it may be overwritten;
     - ``label``, (b, 1, n): int64 labels, all of them within 0..K-1;
     - ``grad``, (b, K, n): to be filled with the derivative of the values in the logits;
     - the values that it returns: (b, 1, n).
 
-    Without ``fused``, autograd differentiates ``voxel_loss``. A class that changes ``voxel_loss`` alone does not inherit the
-    ``fused`` of its parent, since the two would no longer agree.
+    Without ``fused``, autograd differentiates ``voxel_loss``. A class that changes ``voxel_loss`` alone does not
+    inherit the ``fused`` of its parent, since the two would no longer agree.
 
     Args:
         ignore_index: voxels with this label do not count.
         reduction: "mean" over the voxels that count, "sum" over them, or "none" for the value of each voxel.
 
     Shape:
-        logits (B, K, *spatial) floating point; target (B, *spatial) or (B, 1, *spatial) integer. Returns a scalar, or (B, *spatial)
-        where the reduction is "none".
+        logits (B, K, *spatial) floating point; target (B, *spatial) or (B, 1, *spatial) integer. Returns a scalar, or
+        (B, *spatial) where the reduction is "none".
 
     Raises:
         ValueError: unknown reduction; logits or target not as the module docstring says.
@@ -111,6 +113,8 @@ class VoxelLoss(_Loss):
         >>> LinearLoss()(torch.zeros(1, 4, 2, 2), torch.zeros(1, 2, 2, dtype=torch.long)).item()
         0.75
     """
+
+    fused: FusedForm | None = None
 
     def __init__(self, ignore_index: int = -100, reduction: Reduction = "mean") -> None:
         super().__init__()
@@ -137,11 +141,9 @@ class VoxelLoss(_Loss):
         """
         raise NotImplementedError(f"{type(self).__name__}: expected a definition of voxel_loss(logits, target)")
 
-    fused: FusedForm | None = None
-
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
-        # A closed form belongs to the definition beside it. Where a later class has changed the definition, it is dropped.
+        # A closed form belongs to the definition beside it. It is dropped where a later class changes the definition.
         definition, closed_form = (
             next(place for place, parent in enumerate(cls.__mro__) if name in vars(parent))
             for name in ("voxel_loss", "fused")
@@ -163,6 +165,7 @@ class VoxelLoss(_Loss):
         return values.gather(1, inside.unsqueeze(1)).squeeze(1)
 
     def forward(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        """The loss of a batch; shapes and errors as the class says."""
         target, keep = _checked_target(logits, target, self.ignore_index)
         if logits.dtype in (torch.float16, torch.bfloat16):
             logits = logits.float()
@@ -188,7 +191,7 @@ def _plain_form_needed() -> bool:
 
 
 class _Fused(torch.autograd.Function):
-    """Values of the voxels by a loss's ``fused``, 0 where a voxel is ignored; the gradient is the one tensor that is kept."""
+    """Values of the voxels by a loss's ``fused``, 0 where a voxel is ignored. The gradient is all that is kept."""
 
     @staticmethod
     def forward(
@@ -229,8 +232,9 @@ class _Fused(torch.autograd.Function):
     def backward(ctx: Any, grad_output: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
         if torch.is_grad_enabled():  # create_graph=True: what follows would be taken for a constant, silently
             raise RuntimeError(
-                "create_graph: the losses of mbls.losses compute their gradient in closed form and can be differentiated once; "
-                "for a second derivative use loss.voxel_loss(logits, target), the plain form, or torch.func"
+                "create_graph: the losses of mbls.losses compute their gradient in closed form and can be "
+                "differentiated once; for a second derivative use loss.voxel_loss(logits, target), the plain form, "
+                "or torch.func"
             )
         (grad,) = ctx.saved_tensors
         grad = grad * grad_output.reshape(grad.shape[0], 1, grad.shape[2])
@@ -240,7 +244,7 @@ class _Fused(torch.autograd.Function):
 def _checked_target(
     logits: torch.Tensor, target: torch.Tensor, ignore_index: int
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Target as int64 (B, *spatial), and where it counts (None: everywhere), or a ValueError that says what is wrong with it."""
+    """Target as int64 (B, *spatial), and where it counts (None: everywhere). A wrong one is a ValueError."""
     if logits.dim() < 2 or not logits.is_floating_point():
         raise ValueError(
             f"logits: got shape {tuple(logits.shape)} of {logits.dtype}, expected floating point (B, K, *spatial)"
@@ -256,11 +260,11 @@ def _checked_target(
         target = target.squeeze(1)
     if target.shape != expected:
         raise ValueError(
-            f"target: got shape {tuple(target.shape)}, expected {tuple(expected)} or a channel of size 1 after the batch, "
-            f"for logits of shape {tuple(logits.shape)}; one-hot labels want an argmax over their channels"
+            f"target: got shape {tuple(target.shape)}, expected {tuple(expected)} or a channel of size 1 after the "
+            f"batch, for logits of shape {tuple(logits.shape)}; one-hot labels want an argmax over their channels"
         )
     target = target.long()
-    # On a GPU reading the range would make the host wait at every step; there the indexing kernels assert it themselves.
+    # On a GPU reading the range would make the host wait at every step; there the indexing kernels check it themselves.
     if target.device.type == "cpu" and target.numel() and not _plain_form_needed():
         lowest, highest = (int(bound) for bound in target.aminmax())
         if lowest < 0 or highest >= logits.shape[1]:
@@ -283,8 +287,8 @@ def _check_form(logits: torch.Tensor, num_classes: int, spatial_dims: int) -> No
 
 
 def _raise_if_not_finite(loss: torch.Tensor, logits: torch.Tensor) -> None:
-    # Only on the CPU, since on a GPU the host would wait for the value; and only where the loss shows it, so that a healthy step
-    # pays nothing.
+    # Only on the CPU, since on a GPU the host would wait for the value; and only where the loss shows it, so that a
+    # healthy step pays nothing.
     if loss.device.type != "cpu" or _plain_form_needed() or torch.isfinite(loss.detach()).all():
         return
     bad = int((~torch.isfinite(logits.detach())).sum())
@@ -308,7 +312,7 @@ def _subtract_label(grad: torch.Tensor, label: torch.Tensor, weight: torch.Tenso
     grad.scatter_add_(1, label, minus)
 
 
-# Checks of options. They may come from a text ("mbls:margin=x"), so that a value of any type has to be told what was expected.
+# Checks of options. They may come from a text ("mbls:margin=x"), so that a value may be of any type.
 
 
 def _is_finite(value: Any) -> bool:
@@ -338,7 +342,26 @@ def _check_spatial_dims(spatial_dims: int) -> None:
 class CrossEntropyLoss(VoxelLoss):
     r"""Cross-entropy, ``-log s_j``: torch's value, with the targets and the checks of the other losses here.
 
-    Source: the baseline CE of Murugesan et al., arXiv 2209.09641.
+    Args:
+        ignore_index: voxels with this label do not count.
+        reduction: "mean", "sum" or "none"; see the module docstring.
+
+    Shape:
+        logits (B, K, *spatial) floating point; target (B, *spatial) or (B, 1, *spatial) integer. Returns a scalar, or
+        (B, *spatial) where the reduction is "none".
+
+    Raises:
+        ValueError: an option out of range; logits or target not as the module docstring says.
+
+    Example:
+        >>> import torch
+        >>> from mbls.losses import CrossEntropyLoss
+        >>> logits, target = torch.tensor([[1.0, 0.0, -6.0]]), torch.tensor([0])
+        >>> round(CrossEntropyLoss()(logits, target).item(), 4)
+        0.3139
+
+    References:
+        Murugesan et al., Medical Image Analysis 2023, arXiv 2209.09641, the baseline CE.
     """
 
     def voxel_loss(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
@@ -358,11 +381,25 @@ class LabelSmoothingLoss(VoxelLoss):
 
     Args:
         alpha: weight of the uniform distribution in the label, 0 <= alpha <= 1.
+        ignore_index: voxels with this label do not count.
+        reduction: "mean", "sum" or "none"; see the module docstring.
+
+    Shape:
+        logits (B, K, *spatial) floating point; target (B, *spatial) or (B, 1, *spatial) integer. Returns a scalar, or
+        (B, *spatial) where the reduction is "none".
 
     Raises:
         ValueError: alpha outside [0, 1]; logits or target not as the module docstring says.
 
-    Source: Szegedy et al., CVPR 2016; baseline LS of arXiv 2209.09641.
+    Example:
+        >>> import torch
+        >>> from mbls.losses import LabelSmoothingLoss
+        >>> logits, target = torch.tensor([[1.0, 0.0, -6.0]]), torch.tensor([0])
+        >>> round(LabelSmoothingLoss(alpha=0.1)(logits, target).item(), 4)
+        0.5806
+
+    References:
+        Szegedy et al., CVPR 2016, section 7; Murugesan et al., arXiv 2209.09641, the baseline LS.
     """
 
     def __init__(self, alpha: float = 0.1, ignore_index: int = -100, reduction: Reduction = "mean") -> None:
@@ -389,11 +426,26 @@ class FocalLoss(VoxelLoss):
 
     Args:
         gamma: focusing parameter, >= 0; 0 gives cross-entropy.
+        ignore_index: voxels with this label do not count.
+        reduction: "mean", "sum" or "none"; see the module docstring.
+
+    Shape:
+        logits (B, K, *spatial) floating point; target (B, *spatial) or (B, 1, *spatial) integer. Returns a scalar, or
+        (B, *spatial) where the reduction is "none".
 
     Raises:
         ValueError: negative gamma; logits or target not as the module docstring says.
 
-    Source: Lin et al., ICCV 2017; for calibration Mukhoti et al., NeurIPS 2020; baseline FL of arXiv 2209.09641.
+    Example:
+        >>> import torch
+        >>> from mbls.losses import FocalLoss
+        >>> logits, target = torch.tensor([[1.0, 0.0, -6.0]]), torch.tensor([0])
+        >>> round(FocalLoss(gamma=3.0)(logits, target).item(), 4)
+        0.0061
+
+    References:
+        Lin et al., ICCV 2017, Eq. 4; for calibration Mukhoti et al., NeurIPS 2020; Murugesan et al., arXiv 2209.09641,
+        the baseline FL.
     """
 
     def __init__(self, gamma: float = 3.0, ignore_index: int = -100, reduction: Reduction = "mean") -> None:
@@ -425,11 +477,25 @@ class EntropyPenaltyLoss(VoxelLoss):
 
     Args:
         alpha: weight of the entropy, >= 0. The official code also divides H by K: its alpha is K times this one.
+        ignore_index: voxels with this label do not count.
+        reduction: "mean", "sum" or "none"; see the module docstring.
+
+    Shape:
+        logits (B, K, *spatial) floating point; target (B, *spatial) or (B, 1, *spatial) integer. Returns a scalar, or
+        (B, *spatial) where the reduction is "none".
 
     Raises:
         ValueError: negative alpha; logits or target not as the module docstring says.
 
-    Source: Pereyra et al., ICLR workshop 2017; baseline ECP of arXiv 2209.09641.
+    Example:
+        >>> import torch
+        >>> from mbls.losses import EntropyPenaltyLoss
+        >>> logits, target = torch.tensor([[1.0, 0.0, -6.0]]), torch.tensor([0])
+        >>> round(EntropyPenaltyLoss(alpha=0.1)(logits, target).item(), 4)
+        0.2552
+
+    References:
+        Pereyra et al., ICLR workshop 2017; Murugesan et al., arXiv 2209.09641, the baseline ECP.
     """
 
     def __init__(self, alpha: float = 0.1, ignore_index: int = -100, reduction: Reduction = "mean") -> None:
@@ -443,7 +509,10 @@ class EntropyPenaltyLoss(VoxelLoss):
         return -self.at_label(log_probs, target) - self.alpha * entropy
 
     def fused(self, below: torch.Tensor, label: torch.Tensor, grad: torch.Tensor) -> torch.Tensor:
-        r"""Gradient :math:`s - y - \alpha\,s\,(d - \sum_k s_k d_k)`; and :math:`H(s) = \sum_k s_k d_k + \log \sum_k e^{-d_k}`."""
+        r"""Gradient :math:`s - y - \alpha\,s\,(d - \sum_k s_k d_k)`.
+
+        The entropy is :math:`H(s) = \sum_k s_k d_k + \log \sum_k e^{-d_k}`.
+        """
         log_total = _softmax(below, grad)
         values = log_total - below.gather(1, label)
         weighted = below.mul_(grad)  # -s d
@@ -458,32 +527,47 @@ class MbLSLoss(VoxelLoss):
 
     .. math:: -\log s_j + \frac{\alpha}{K} \sum_k \max(0, \max_i l_i - l_k - m)
 
-    Where several logits share the maximum, they share the sub-gradient of the maximum evenly (as ``torch.amax``), so that the
-    order of the classes never matters.
+    Logits that share the maximum share its sub-gradient evenly (as in ``torch.amax``), so that the order of the classes
+    never matters.
 
     Args:
         margin: largest logit distance that goes unpenalised, m >= 0, in logits.
         alpha: weight of the penalty, lambda in the paper, >= 0.
-        norm: "l1" for the hinge above, "l2" for its square. The official 'L2' code squares before the hinge, which penalises
-            distances on both sides of m; here "l2" means ``max(0, d - m) ** 2``, free inside the margin.
+        norm: "l1" for the hinge above, "l2" for its square, ``max(0, d - m) ** 2``, which is zero inside the margin as
+            well. The official 'L2' code squares before the hinge and so penalises distances on both sides of m.
+        ignore_index: voxels with this label do not count.
+        reduction: "mean", "sum" or "none"; see the module docstring.
+
+    Shape:
+        logits (B, K, *spatial) floating point; target (B, *spatial) or (B, 1, *spatial) integer. Returns a scalar, or
+        (B, *spatial) where the reduction is "none".
 
     Raises:
         ValueError: negative margin or alpha; unknown norm; logits or target not as the module docstring says.
 
-    Source: Murugesan et al., Medical Image Analysis 2023, arXiv 2209.09641, the penalty form of the margin constraint.
+    Example:
+        >>> import torch
+        >>> from mbls.losses import MbLSLoss
+        >>> logits, target = torch.tensor([[1.0, 0.0, -6.0]]), torch.tensor([0])
+        >>> round(MbLSLoss(margin=5.0)(logits, target).item(), 4)
+        0.3806
+
+    References:
+        Murugesan et al., Medical Image Analysis 2023, arXiv 2209.09641, the penalty form of the margin constraint; Liu
+        et al., CVPR 2022, "The Devil is in the Margin".
     """
 
     def __init__(
         self,
         margin: float = 10.0,
         alpha: float = 0.1,
-        norm: str = "l1",
+        norm: Norm = "l1",
         ignore_index: int = -100,
         reduction: Reduction = "mean",
     ) -> None:
         super().__init__(ignore_index, reduction)
         _check_not_negative(margin=margin, alpha=alpha)
-        if norm not in ("l1", "l2"):
+        if norm not in get_args(Norm):
             raise ValueError(f'norm: got {norm!r}, expected "l1" or "l2"')
         self.margin = margin
         self.alpha = alpha
@@ -496,8 +580,11 @@ class MbLSLoss(VoxelLoss):
         return -self.at_label(F.log_softmax(logits, dim=1), target) + self.alpha * penalty.mean(dim=1)
 
     def fused(self, below: torch.Tensor, label: torch.Tensor, grad: torch.Tensor) -> torch.Tensor:
-        r"""Gradient :math:`s - y + \frac{\alpha}{K} p`: a violating class has :math:`p_k = -1` ("l2": :math:`-2\,(d_k - m)`), and
-        the classes at the maximum share what makes the :math:`p_k` of a voxel sum to 0."""
+        r"""Gradient :math:`s - y + \frac{\alpha}{K} p`.
+
+        A violating class has :math:`p_k = -1` ("l2": :math:`-2\,(d_k - m)`). The classes at the maximum share what
+        makes the :math:`p_k` of a voxel sum to 0.
+        """
         weight = self.alpha / below.shape[1]
         values = _softmax(below, grad) - below.gather(1, label)
         _subtract_label(grad, label)
@@ -519,18 +606,39 @@ class SVLSLoss(VoxelLoss):
     r"""Cross-entropy against labels smoothed over the neighbouring voxels (SVLS).
 
     The one-hot labels are filtered with a Gaussian whose centre carries as much weight as all its neighbours together,
-    with replicate padding. A voxel with ``ignore_index`` takes no part: the labels of its neighbours are renormalised without it.
+    with replicate padding. A voxel with ``ignore_index`` takes no part: the labels of its neighbours are renormalised
+    without it.
 
     Args:
         num_classes: K.
         sigma: standard deviation of the Gaussian, > 0, in voxels.
         kernel_size: odd, >= 3, in voxels.
         spatial_dims: 2 or 3.
+        ignore_index: voxels with this label do not count.
+        reduction: "mean", "sum" or "none"; see the module docstring.
+
+    Shape:
+        logits (B, num_classes, *spatial) floating point, with spatial_dims spatial dimensions; target (B, *spatial) or
+        (B, 1, *spatial) integer. Returns a scalar, or (B, *spatial) where the reduction is "none".
 
     Raises:
-        ValueError: an option out of range; logits with another number of classes or dimensions; else as the module docstring says.
+        ValueError: an option out of range; logits with another number of classes or dimensions; logits or target not as
+            the module docstring says.
 
-    Source: Islam and Glocker, IPMI 2021; baseline SVLS of arXiv 2209.09641.
+    Example:
+        >>> import torch
+        >>> from mbls.losses import SVLSLoss
+        >>> target = torch.tensor([[[0, 0, 0], [0, 1, 0], [0, 0, 0]]])
+        >>> loss = SVLSLoss(num_classes=2)
+        >>> loss.smooth_labels(target)[0, 1].round(decimals=2)
+        tensor([[0.0500, 0.0800, 0.0500],
+                [0.0800, 0.5000, 0.0800],
+                [0.0500, 0.0800, 0.0500]])
+        >>> round(loss(torch.zeros(1, 2, 3, 3), target).item(), 4)
+        0.6931
+
+    References:
+        Islam and Glocker, IPMI 2021; Murugesan et al., arXiv 2209.09641, the baseline SVLS.
     """
 
     def __init__(
@@ -559,7 +667,14 @@ class SVLSLoss(VoxelLoss):
         self.register_buffer("kernel", kernel.expand(num_classes, 1, *kernel.shape).contiguous(), persistent=False)
 
     def smooth_labels(self, target: torch.Tensor) -> torch.Tensor:
-        """Soft labels (B, K, *spatial), float32, that sum to 1 at each voxel, from labels (B, *spatial)."""
+        """The soft labels that the logits are compared with.
+
+        Args:
+            target: (B, *spatial), int64, within 0..K-1 or ``ignore_index``.
+
+        Returns:
+            (B, K, *spatial), float32; they sum to 1 at each voxel.
+        """
         keep = target != self.ignore_index
         one_hot = F.one_hot(torch.where(keep, target, 0), self.num_classes).movedim(-1, 1).to(self.kernel.dtype)
         one_hot = one_hot * keep.unsqueeze(1)
@@ -589,17 +704,30 @@ def _svls_kernel(sigma: float, size: int, spatial_dims: int) -> torch.Tensor:
 class NACLLoss(VoxelLoss):
     r"""MONAI's NACLLoss (the follow-up of MbLS) with the targets and the checks of the other losses here.
 
-    It knows neither ``ignore_index`` nor a value per voxel, so the reduction is always the mean.
+    It has neither ``ignore_index`` nor a value for each voxel, so the reduction is always the mean. Needs MONAI.
 
     Args:
         num_classes: K.
         alpha: weight of the neighbour-aware penalty, >= 0.
         spatial_dims: 2 or 3.
 
-    Raises:
-        ValueError: an option out of range; logits with another number of classes or dimensions; else as the module docstring says.
+    Shape:
+        logits (B, num_classes, *spatial) floating point, with spatial_dims spatial dimensions; target (B, *spatial) or
+        (B, 1, *spatial) integer. Returns a scalar.
 
-    Source: Murugesan et al., MICCAI 2023, arXiv 2303.06268. Needs MONAI.
+    Raises:
+        ValueError: an option out of range; logits with another number of classes or dimensions; logits or target not as
+            the module docstring says.
+
+    Example:
+        >>> import torch
+        >>> from mbls.losses import NACLLoss
+        >>> loss = NACLLoss(num_classes=2, alpha=0.1)
+        >>> round(loss(torch.zeros(1, 2, 4, 4), torch.zeros(1, 4, 4, dtype=torch.long)).item(), 4)
+        0.7279
+
+    References:
+        Murugesan et al., MICCAI 2023, arXiv 2303.06268.
     """
 
     def __init__(self, num_classes: int, alpha: float = 0.1, spatial_dims: int = 2) -> None:
@@ -615,6 +743,7 @@ class NACLLoss(VoxelLoss):
 
     @property
     def alpha(self) -> float:
+        """Weight of the neighbour-aware penalty."""
         return self.nacl.alpha
 
     @alpha.setter
@@ -631,15 +760,29 @@ class NACLLoss(VoxelLoss):
 
 
 class WithDice(_Loss):
-    """A loss plus MONAI's soft Dice loss, 1 : 1 (CE+DSC and MbLS+DSC of the paper).
+    """A loss plus MONAI's soft Dice loss, 1 : 1 (CE+DSC and MbLS+DSC of the paper). Needs MONAI.
 
     Args:
         loss: a loss of this module with ``reduction="mean"``; its ignored voxels are left out of the Dice as well.
 
+    Shape:
+        As for the inner loss. Returns a scalar.
+
     Raises:
         ValueError: another reduction than the mean; else what the inner loss raises.
 
-    Source: the "+DSC" rows of arXiv 2209.09641; Milletari et al., 3DV 2016. Needs MONAI.
+    Example:
+        >>> import torch
+        >>> from mbls.losses import MbLSLoss, WithDice
+        >>> loss = WithDice(MbLSLoss(margin=5.0))
+        >>> logits, target = torch.zeros(1, 2, 4, 4), torch.zeros(1, 4, 4, dtype=torch.long)
+        >>> round((loss(logits, target) - loss.loss(logits, target)).item(), 4)
+        0.6667
+        >>> loss.alpha
+        0.1
+
+    References:
+        Murugesan et al., Medical Image Analysis 2023, arXiv 2209.09641, the rows "+DSC"; Milletari et al., 3DV 2016.
     """
 
     def __init__(self, loss: VoxelLoss) -> None:
@@ -648,7 +791,7 @@ class WithDice(_Loss):
 
         if loss.reduction != "mean":
             raise ValueError(
-                f'loss: got reduction={loss.reduction!r}, expected "mean", since a Dice score has no value per voxel'
+                f'loss: got reduction={loss.reduction!r}, expected "mean", since Dice has no value for each voxel'
             )
         self.loss = loss
         self.dice = DiceLoss()
@@ -708,7 +851,8 @@ class AlphaSchedule:
         [0.1, 0.1, 0.2, 0.3]
 
     References:
-        Murugesan et al., Medical Image Analysis 2023, arXiv 2209.09641; ``schedule_alpha`` of its official implementation.
+        Murugesan et al., Medical Image Analysis 2023, arXiv 2209.09641; ``schedule_alpha`` of its official
+        implementation.
     """
 
     def __init__(
@@ -812,7 +956,8 @@ def build_loss(spec: str, /, num_classes: int, **options: float | str) -> _Loss:
         options: further options of the loss, by name.
 
     Raises:
-        ValueError: unknown name; an option that the loss does not have, that is given twice, of another type or out of range.
+        ValueError: unknown name; an option that the loss does not have or that is given twice; a value of another type
+            or out of range.
 
     Example:
         >>> from mbls.losses import build_loss
@@ -878,7 +1023,7 @@ def parse_loss(spec: str) -> tuple[str, dict[str, float | str]]:
 
 
 def loss_name(spec: str) -> str:
-    """The one spelling of a loss, for the names of folders and the keys of tables: "mbls:margin=5" for "mbls:margin=5.0".
+    """The one spelling of a loss, by which folders and rows are named: "mbls:margin=5" for "mbls:margin=5.0".
 
     Args:
         spec: as for :func:`build_loss`. The loss is built once, for two classes, to know that it is one.

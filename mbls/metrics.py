@@ -1,8 +1,8 @@
 r"""Calibration metrics that stay exact on volumes of real size, and segmentation scores by MONAI.
 
-Shapes: probs ``(B, K, *spatial)`` floating point, each voxel's K values summing to 1; target ``(B, *spatial)`` or
-``(B, 1, *spatial)`` integer labels 0..K-1; mask ``(B, *spatial)`` boolean, True where a voxel counts (all voxels without
-it). ``(N, K)`` with ``(N,)`` works too. Values are fractions in 0..1, NLL in nats.
+Shapes: probs ``(B, K, *spatial)``, floating point, the K values of a voxel summing to 1; target ``(B, *spatial)`` or
+``(B, 1, *spatial)``, integer labels 0..K-1; mask ``(B, *spatial)``, boolean, True where a voxel counts. Without a mask
+all voxels count. ``(N, K)`` with ``(N,)`` works too. Figures are fractions in 0..1, NLL is in nats.
 
 Bins are right-closed, ``(lo, hi]``; a probability of exactly 0 falls in the first bin and one of exactly 1 in the last.
 All sums are float64: float32 sums over 1e7 voxels are off by several percent.
@@ -34,25 +34,32 @@ __all__ = [
     "segmentation_scores",
 ]
 
-#: A block has so many voxels, and so many probabilities, at most: its copies stay near the cache, whatever the size of the volume.
+#: A block has at most this many voxels and probabilities, so that its copies stay near the cache.
 _BLOCK_VOXELS = 1 << 16
 _BLOCK_VALUES = 1 << 19
 
 
 class Reliability(NamedTuple):
-    """One reliability diagram; arrays of length num_bins, float64, NaN where a bin is empty."""
+    """One reliability diagram. Confidence and accuracy are float64, NaN where a bin is empty.
 
-    edges: np.ndarray  # num_bins + 1 edges
-    count: np.ndarray  # voxels in the bin (int64)
-    confidence: np.ndarray  # mean predicted probability
-    accuracy: np.ndarray  # fraction of these voxels whose label is the predicted class
+    Attributes:
+        edges: of the bins, (num_bins + 1,).
+        count: voxels in each bin, (num_bins,), int64.
+        confidence: mean predicted probability of these voxels, (num_bins,).
+        accuracy: fraction of these voxels whose label is the predicted class, (num_bins,).
+    """
+
+    edges: np.ndarray
+    count: np.ndarray
+    confidence: np.ndarray
+    accuracy: np.ndarray
 
 
 class CalibrationBins:
     """Equal-width confidence bins that are filled batch by batch and merged across volumes, processes or machines.
 
-    Two tables are kept: one of the winning class (for ECE, ACE, MCE and the reliability diagram) and one of each class's own
-    probability (for CECE and the other class-wise figures).
+    Two tables are kept: one of the winning class (for ECE, ACE, MCE and the reliability diagram) and one of each
+    class's own probability (for CECE and the other class-wise figures).
 
     Args:
         num_classes: K >= 2.
@@ -63,8 +70,8 @@ class CalibrationBins:
         :meth:`update` takes probs (B, K, *spatial) or (N, K), target (B, *spatial) or (N,), and mask like target.
 
     Raises:
-        ValueError: an option out of range; from :meth:`update` probs, target or mask not as the module docstring says; from
-            the figures when no voxel has been counted.
+        ValueError: an option out of range; from :meth:`update` probs, target or mask not as the module docstring says;
+            from the figures when no voxel has been counted.
 
     Example:
         >>> import torch
@@ -77,8 +84,8 @@ class CalibrationBins:
         0.15
 
     References:
-        Guo et al., ICML 2017 (ECE, MCE); Kull et al., NeurIPS 2019 (class-wise ECE); 15 bins as in Murugesan et al., Medical
-        Image Analysis 2023, arXiv 2209.09641.
+        Guo et al., ICML 2017 (ECE, MCE); Kull et al., NeurIPS 2019 (class-wise ECE); 15 bins as in Murugesan et al.,
+        Medical Image Analysis 2023, arXiv 2209.09641.
     """
 
     _NAMES = ("count", "prob_sum", "hit_sum")
@@ -96,15 +103,17 @@ class CalibrationBins:
 
     def reset(self) -> CalibrationBins:
         """Forget all voxels. Returns itself."""
-        # Counts, sums of probabilities and hits; row 0 is the winning class, rows 1..K the classes. Counts in float64 are exact
-        # up to 2^53 voxels.
+        # Counts, sums of probabilities and hits; row 0 is the winning class, rows 1..K the classes. Counts in float64
+        # are exact up to 2^53 voxels.
         self._table = torch.zeros(3, self.num_classes + 1, self.num_bins, dtype=torch.float64)
         # Of all blocks counted on a GPU: see _limits. They are looked at when a figure is asked for.
         self._limits: torch.Tensor | None = None
         return self
 
     def update(self, probs: torch.Tensor, target: torch.Tensor, mask: torch.Tensor | None = None) -> CalibrationBins:
-        """Count the voxels of a batch. On a GPU nothing here waits for it: values out of range are reported by the figures.
+        """Count the voxels of a batch.
+
+        On a GPU nothing here waits for the device, and values out of range are reported when a figure is asked for.
 
         Args:
             probs: (B, K, *spatial), summing to 1 over the classes.
@@ -159,6 +168,14 @@ class CalibrationBins:
 
         Raises:
             ValueError: another number of classes or bins.
+
+        Example:
+            >>> import torch
+            >>> from mbls.metrics import CalibrationBins
+            >>> probs, target = torch.tensor([[0.9, 0.1], [0.2, 0.8]]), torch.tensor([0, 1])
+            >>> first, second = (CalibrationBins(num_classes=2).update(probs, target) for _ in range(2))
+            >>> first.merge(second)
+            CalibrationBins(num_classes=2, num_bins=15, voxels=4)
         """
         if (other.num_classes, other.num_bins) != (self.num_classes, self.num_bins):
             raise ValueError(
@@ -240,9 +257,9 @@ class CalibrationBins:
         """A figure of each class's own probability, whatever class wins.
 
         Args:
-            name: "ece", the mean gap weighted by the voxels of a bin, which averages to :meth:`cece`; "ace", the unweighted
-                mean gap over the non-empty bins; or "mce", the largest gap. MONAI's CalibrationErrorMetric calls them
-                "expected", "average" and "maximum".
+            name: "ece", the mean gap weighted by the voxels of a bin, which averages to :meth:`cece`; "ace", the
+                unweighted mean gap over the non-empty bins; or "mce", the largest gap. MONAI's CalibrationErrorMetric
+                calls them "expected", "average" and "maximum".
 
         Returns:
             (K,), float64.
@@ -276,6 +293,14 @@ class CalibrationBins:
 
         Raises:
             ValueError: class_index outside 0..K-1; no voxel has been counted.
+
+        Example:
+            >>> import torch
+            >>> from mbls.metrics import CalibrationBins
+            >>> bins = CalibrationBins(num_classes=2, num_bins=2)
+            >>> diagram = bins.update(torch.tensor([[0.9, 0.1], [0.2, 0.8]]), torch.tensor([0, 0])).reliability()
+            >>> diagram.accuracy
+            array([nan, 0.5])
         """
         if class_index is not None and not 0 <= class_index < self.num_classes:
             raise ValueError(f"class_index: got {class_index}, expected 0..{self.num_classes - 1}")
@@ -341,8 +366,9 @@ class _Counter:
     def _number_bins(
         self, values: torch.Tensor, numbers: torch.Tensor, edges: torch.Tensor, bins: torch.Tensor
     ) -> None:
-        """The smallest b >= 1 with ``p <= b / num_bins``, to the last bit, in a tenth of the time of torch.bucketize."""
-        # ceil(p * num_bins), with a factor a little smaller, is b or b - 1; p - edge, rounded up, adds 1 just where p lies beyond.
+        """The smallest b >= 1 with ``p <= b / num_bins``, to the last bit, ten times as fast as torch.bucketize."""
+        # ceil(p * num_bins), with a factor a little smaller, is b or b - 1; p - edge, rounded up, adds 1 just where p
+        # lies beyond.
         torch.mul(values, self.num_bins * (1 - 2**-21), out=numbers).ceil_()
         torch.div(numbers, self.num_bins, out=edges)
         numbers.add_(torch.sub(values, edges, out=edges).ceil_())
@@ -352,10 +378,29 @@ class _Counter:
 def expected_calibration_error(
     probs: torch.Tensor, target: torch.Tensor, num_bins: int = 15, mask: torch.Tensor | None = None
 ) -> float:
-    """ECE of one set of predictions; see :class:`CalibrationBins` for more figures or for more data than fits in memory.
+    """ECE of one set of predictions. For more figures, or more data than fits in memory: :class:`CalibrationBins`.
+
+    Args:
+        probs: probabilities, summing to 1 over the classes.
+        target: integer labels, 0..K-1.
+        num_bins: bins of equal width on [0, 1], >= 1.
+        mask: True where a voxel counts. None: all do.
+
+    Shape:
+        probs (B, K, *spatial) or (N, K); target (B, *spatial), (B, 1, *spatial) or (N,); mask like target.
 
     Raises:
         ValueError: input not as the module docstring says, or a mask that selects no voxel.
+
+    Example:
+        >>> import torch
+        >>> from mbls.metrics import expected_calibration_error
+        >>> probs = torch.tensor([[0.9, 0.1], [0.8, 0.2], [0.3, 0.7], [0.6, 0.4]])
+        >>> round(expected_calibration_error(probs, torch.tensor([0, 1, 1, 0])), 4)
+        0.4
+
+    References:
+        Guo et al., ICML 2017, Eq. 3.
     """
     return CalibrationBins(_num_classes(probs), num_bins)._update(probs, target, mask, classwise=False).ece()
 
@@ -363,7 +408,30 @@ def expected_calibration_error(
 def classwise_calibration_error(
     probs: torch.Tensor, target: torch.Tensor, num_bins: int = 15, mask: torch.Tensor | None = None
 ) -> float:
-    """Class-wise ECE (CECE) of one set of predictions. Raises as :func:`expected_calibration_error`."""
+    """Class-wise ECE (CECE) of one set of predictions: the ECE of each class's own probability, averaged over classes.
+
+    Args:
+        probs: probabilities, summing to 1 over the classes.
+        target: integer labels, 0..K-1.
+        num_bins: bins of equal width on [0, 1], >= 1.
+        mask: True where a voxel counts. None: all do.
+
+    Shape:
+        probs (B, K, *spatial) or (N, K); target (B, *spatial), (B, 1, *spatial) or (N,); mask like target.
+
+    Raises:
+        ValueError: input not as the module docstring says, or a mask that selects no voxel.
+
+    Example:
+        >>> import torch
+        >>> from mbls.metrics import classwise_calibration_error
+        >>> probs = torch.tensor([[0.9, 0.1], [0.8, 0.2], [0.3, 0.7], [0.6, 0.4]])
+        >>> round(classwise_calibration_error(probs, torch.tensor([0, 1, 1, 0])), 4)
+        0.4
+
+    References:
+        Kull et al., NeurIPS 2019, "Beyond temperature scaling".
+    """
     return CalibrationBins(_num_classes(probs), num_bins).update(probs, target, mask).cece()
 
 
@@ -372,14 +440,18 @@ def adaptive_calibration_error(
 ) -> float:
     """AECE: the ECE over bins of equal mass, exact, by one sort of the winning confidences.
 
-    Bins hold the same number of voxels to within one. Voxels of equal confidence belong together: each counts with the hit rate
-    of all of them, so that a bin that ends among them does not depend on the order of the voxels. It cannot be merged from parts.
+    Bins hold the same number of voxels to within one. Voxels of equal confidence belong together: each counts with the
+    hit rate of all of them, so that a bin that ends among them does not depend on the order of the voxels. It cannot be
+    merged from parts.
 
     Args:
-        probs: as the module docstring says.
-        target: as the module docstring says.
+        probs: probabilities, summing to 1 over the classes.
+        target: integer labels, 0..K-1.
         num_bins: bins of equal mass, >= 1.
-        mask: True where a voxel counts.
+        mask: True where a voxel counts. None: all do.
+
+    Shape:
+        probs (B, K, *spatial) or (N, K); target (B, *spatial), (B, 1, *spatial) or (N,); mask like target.
 
     Raises:
         ValueError: input not as the module docstring says, or a mask that selects no voxel.
@@ -418,8 +490,23 @@ def _tied_means(keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
 def negative_log_likelihood(probs: torch.Tensor, target: torch.Tensor, mask: torch.Tensor | None = None) -> float:
     """Mean of ``-log p`` of the labelled class, in nats; p is held above the smallest normal number of its type.
 
+    Args:
+        probs: probabilities, summing to 1 over the classes.
+        target: integer labels, 0..K-1.
+        mask: True where a voxel counts. None: all do.
+
+    Shape:
+        probs (B, K, *spatial) or (N, K); target (B, *spatial), (B, 1, *spatial) or (N,); mask like target.
+
     Raises:
         ValueError: input not as the module docstring says, or a mask that selects no voxel.
+
+    Example:
+        >>> import torch
+        >>> from mbls.metrics import negative_log_likelihood
+        >>> probs = torch.tensor([[0.9, 0.1], [0.8, 0.2], [0.3, 0.7], [0.6, 0.4]])
+        >>> round(negative_log_likelihood(probs, torch.tensor([0, 1, 1, 0])), 4)
+        0.6456
     """
     total, voxels = 0.0, 0
     for block_probs, block_target in _selected(*_checked(probs, target, mask)):
@@ -433,10 +520,26 @@ def negative_log_likelihood(probs: torch.Tensor, target: torch.Tensor, mask: tor
 def brier_score(probs: torch.Tensor, target: torch.Tensor, mask: torch.Tensor | None = None) -> float:
     """Mean over the voxels of ``sum_k (p_k - y_k)^2``, in 0..2.
 
+    Args:
+        probs: probabilities, summing to 1 over the classes.
+        target: integer labels, 0..K-1.
+        mask: True where a voxel counts. None: all do.
+
+    Shape:
+        probs (B, K, *spatial) or (N, K); target (B, *spatial), (B, 1, *spatial) or (N,); mask like target.
+
     Raises:
         ValueError: input not as the module docstring says, or a mask that selects no voxel.
 
-    Source: Brier, Monthly Weather Review 1950 (the multi-class sum, not divided by K).
+    Example:
+        >>> import torch
+        >>> from mbls.metrics import brier_score
+        >>> probs = torch.tensor([[0.9, 0.1], [0.8, 0.2], [0.3, 0.7], [0.6, 0.4]])
+        >>> round(brier_score(probs, torch.tensor([0, 1, 1, 0])), 4)
+        0.45
+
+    References:
+        Brier, Monthly Weather Review 1950 (the sum over classes, not divided by K).
     """
     total, voxels = 0.0, 0
     for block_probs, block_target in _selected(*_checked(probs, target, mask)):
@@ -461,10 +564,11 @@ def region_mask(target: torch.Tensor, region: Region, radius: int | None = None)
     - "all": every voxel.
     - "foreground": the true label is not the background. This is what the official evaluation keeps.
     - "dilated": the foreground and what lies within ``radius`` voxels of it.
-    - "boundary": within ``radius`` voxels of a change of the true label, between any two labels. The edge of the image is none.
+    - "boundary": within ``radius`` voxels of a change of the true label, between any two labels. The edge of the image
+      is none.
 
-    Distances are Chebyshev's: a square of 2 * radius + 1 voxels for slices, whose neighbours are not looked at, and a cube for
-    volumes.
+    Distances are Chebyshev's: a square of 2 * radius + 1 voxels for slices, whose neighbours are not looked at, and a
+    cube for volumes.
 
     Args:
         target: integer labels, 0 the background.
@@ -510,10 +614,19 @@ def region_mask(target: torch.Tensor, region: Region, radius: int | None = None)
 
 
 def average_over_volumes(values: Sequence[float], weights: Sequence[float] | None = None) -> float:
-    """Mean of a figure over volumes, NaNs left out; weights are the voxels counted, as the official evaluation weighs ECE.
+    """Mean of a figure over volumes, NaNs left out.
+
+    Args:
+        values: the figure of each volume.
+        weights: of the volumes, >= 0, such as the voxels counted. None: all count alike.
 
     Raises:
         ValueError: lengths that differ; negative weights; nothing left to average.
+
+    Example:
+        >>> from mbls.metrics import average_over_volumes
+        >>> round(average_over_volumes([0.1, float("nan"), 0.3]), 4)
+        0.2
     """
     figures = np.asarray(values, dtype=np.float64)
     shares = np.ones_like(figures) if weights is None else np.asarray(weights, dtype=np.float64)
@@ -537,26 +650,42 @@ def segmentation_scores(
     """DSC, HD95 and ASD of each structure of one volume, by MONAI.
 
     Args:
-        prediction, target: integer labels (*spatial), 2 or 3 dimensions, 0 the background.
+        prediction: integer labels, 0 the background.
+        target: integer labels of the same shape.
         num_classes: K, with the background.
-        spacing: voxel size along each dimension, in mm; without it distances come out in voxels.
+        spacing: voxel size along each dimension, in mm. None: distances come out in voxels.
         surface: False leaves out the two surface distances, which take most of the time.
 
+    Shape:
+        prediction and target (*spatial), 2 or 3 dimensions.
+
     Returns:
-        {"dsc", "hd95", "asd"} (with surface) of K - 1 numbers, classes 1..K-1. NaN: structure in neither; a structure in
-        only one of the two has DSC 0 and distances of infinity (a mean over volumes has to say what it does with them).
+        {"dsc", "hd95", "asd"}, or {"dsc"} without surface, with K - 1 numbers each, of the classes 1..K-1. A structure
+        in neither of the two has NaN. A structure in only one of them has DSC 0 and infinite distances: a mean over
+        volumes has to say what it does with these.
 
     Raises:
         ValueError: shapes that differ; labels outside 0..K-1; a spacing that does not fit.
 
-    Source: Dice 1945; HD95 and ASD by the parts of MONAI's ``compute_hausdorff_distance`` and
-        ``compute_average_surface_distance`` (symmetric), whose values they have.
+    Example:
+        >>> import torch
+        >>> from mbls.metrics import segmentation_scores
+        >>> target = torch.zeros(8, 8, dtype=torch.long)
+        >>> target[2:6, 2:6] = 1
+        >>> scores = segmentation_scores(target.roll(1, 0), target, num_classes=2, spacing=(1.5, 1.5))
+        >>> {name: round(values[0], 3) for name, values in scores.items()}
+        {'dsc': 0.75, 'hd95': 1.5, 'asd': 0.75}
+
+    References:
+        Dice, Ecology 1945. HD95 and ASD have the values of MONAI's ``compute_hausdorff_distance`` and of its symmetric
+        ``compute_average_surface_distance``, by the parts of which they are computed.
     """
-    from monai.metrics import compute_dice
+    from monai.metrics.meandice import compute_dice
 
     if prediction.shape != target.shape or prediction.dim() not in (2, 3):
         raise ValueError(
-            f"prediction: got shape {tuple(prediction.shape)}, expected 2 or 3 dimensions like target {tuple(target.shape)}"
+            f"prediction: got shape {tuple(prediction.shape)}, expected 2 or 3 dimensions like target "
+            f"{tuple(target.shape)}"
         )
     if spacing is not None and len(spacing) != target.dim():
         raise ValueError(f"spacing: got {tuple(spacing)}, expected {target.dim()} sizes in mm")
@@ -590,7 +719,8 @@ def _surface_distances(
     """From each surface voxel of one structure to the nearest of the other, both ways; both structures are there."""
     from monai.metrics.utils import get_mask_edges, get_surface_distance
 
-    # What MONAI's two metrics do inside, but once for both of them and within the structure's box, in about a third of their time.
+    # What MONAI's two metrics do inside, but once for both of them and within the structure's box, in about a third of
+    # their time.
     places = (first | second).nonzero()
     box = tuple(
         slice(low, high + 1) for low, high in zip(places.amin(0).tolist(), places.amax(0).tolist(), strict=True)
@@ -599,7 +729,9 @@ def _surface_distances(
         F.pad(structure[box], (1, 1) * structure.dim()).cpu().numpy() for structure in (first, second)
     )
     edges = get_mask_edges(first_box, second_box, crop=False)
-    return get_surface_distance(*edges, spacing=spacing), get_surface_distance(*edges[::-1], spacing=spacing)
+    there = get_surface_distance(*edges, spacing=spacing)
+    back = get_surface_distance(*edges[::-1], spacing=spacing)
+    return np.asarray(there), np.asarray(back)
 
 
 def _check_num_bins(num_bins: int) -> None:
@@ -655,7 +787,7 @@ def _checked(
 def _blocks(
     probs: torch.Tensor, target: torch.Tensor, mask: torch.Tensor | None, ignore_index: int | None = None
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]]:
-    """The voxels in blocks: probs (K, n) float32 or float64, label (n,) int64, and which of them count, (n,) (None: all)."""
+    """The voxels in blocks: probs (K, n) float32 or float64, label (n,) int64, and which count, (n,) (None: all)."""
     if probs.dim() == 2:  # (N, K): one row a voxel
         probs, target = probs.T.unsqueeze(0), target.unsqueeze(0)
         mask = None if mask is None else mask.unsqueeze(0)
@@ -688,7 +820,7 @@ def _selected(
 
 
 def _limits(probs: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
-    """What has to stay small, float64: -lowest and highest probability, how far sums are off 1, -lowest and highest label."""
+    """What has to stay small: -lowest and highest probability, how far sums are off 1, -lowest and highest label."""
     low, high = probs.aminmax()
     low_label, high_label = label.aminmax()
     off = (probs.sum(0) - 1).abs_().max()

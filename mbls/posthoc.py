@@ -55,7 +55,8 @@ class TemperatureScaling:
             Itself.
 
         Raises:
-            ValueError: shapes that do not match; a mask that is not boolean; no voxel; NaN logits; labels outside 0..K-1.
+            ValueError: shapes that do not match; a mask that is not boolean; no voxel; NaN logits; labels outside
+                0..K-1.
         """
         if logits.dim() < 2 or not logits.is_floating_point() or target.shape != logits.shape[:1] + logits.shape[2:]:
             raise ValueError(

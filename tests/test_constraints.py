@@ -271,7 +271,7 @@ def test_closed_form_of_mbls_is_lowest_where_ties_stop_the_numerical_search(marg
 
 
 def test_margins_below_3_61_end_alike_on_a_certain_voxel():
-    """The force alpha / K is all there is: it balances cross-entropy at s_k = alpha / K, whatever smaller margin was asked for."""
+    """The force alpha / K is all there is: it balances cross-entropy at s_k = alpha / K for each smaller margin."""
     certain = torch.tensor([[1.0, 0, 0, 0]])
     ends = {margin: margin_calibration_map(certain, margin, 0.1)[0] for margin in (0, 1, 3, 3.6, 5)}
     distances = {margin: float((end[0] / end[1]).log()) for margin, end in ends.items()}

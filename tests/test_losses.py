@@ -100,7 +100,7 @@ def test_gradcheck_with_dice(loss):
 
 
 def test_gradient_of_nacl_in_a_random_direction():
-    # NACLLoss computes in float32 here, where gradcheck does not apply: one directional difference at float32's accuracy instead.
+    # NACLLoss computes in float32 here, where gradcheck does not apply: one directional difference instead.
     logits, target = make_batch((1, K, 4, 4))
     loss = NACLLoss(K)
     logits.requires_grad_()
@@ -290,7 +290,7 @@ def test_fused_equals_the_definition(name, layout, ignoring, small_blocks):
 @pytest.mark.parametrize("scale", [1e-3, 30.0])
 @pytest.mark.parametrize("name", FUSED)
 def test_fused_is_as_exact_as_the_definition(name, scale):
-    """Both in float32 against the definition in float64, for logits close together and far apart, around a large common value."""
+    """Both in float32 against the definition in float64; logits close together and far apart, around a large value."""
     logits, target = make_batch((2, K, 50, 50), torch.float64, scale)
     logits = (logits + 100).float().requires_grad_()
     loss = PER_VOXEL[name]()

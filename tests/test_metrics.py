@@ -1,4 +1,4 @@
-"""Calibration metrics against hand-computed cases, against peers and against float64 truth; regions; segmentation scores."""
+"""Calibration metrics against hand-computed cases, peers and float64 truth; regions; segmentation scores."""
 
 import math
 import warnings
@@ -23,7 +23,7 @@ from mbls.metrics import (
 
 
 def make_predictions(voxels=10_000, classes=4, seed=0, sharpen=2.0, dtype=torch.float32):
-    """Overconfident predictions: labels are drawn from a softmax, the forecast is a sharper one. (1, K, voxels) and (1, voxels)."""
+    """Overconfident predictions (1, K, voxels) and labels (1, voxels), drawn from a softmax that is less sharp."""
     generator = torch.Generator().manual_seed(seed)
     logits = 1.5 * torch.randn(1, classes, voxels, generator=generator)
     truth = logits.softmax(1)[0].T
@@ -55,7 +55,8 @@ def test_hand_computed():
     # Two bins; all winning confidences (0.9, 0.8, 0.7, 0.6: mean 0.75) lie in the upper one and 3 of 4 are right.
     bins = CalibrationBins(2, num_bins=2).update(HAND_PROBS, HAND_TARGET)
     assert bins.ece() == pytest.approx(0.0, abs=1e-7)
-    # Five bins of 0.2: (0.4, 0.6] one at 0.6, right; (0.6, 0.8] two, 0.75 on average, half right; (0.8, 1] one at 0.9, right.
+    # Five bins of 0.2: (0.4, 0.6] one at 0.6, right; (0.6, 0.8] two, 0.75 on average, half right; (0.8, 1] one at
+    # 0.9, right.
     bins = CalibrationBins(2, num_bins=5).update(HAND_PROBS, HAND_TARGET)
     assert bins.ece() == pytest.approx((0.4 * 1 + 0.25 * 2 + 0.1 * 1) / 4, abs=1e-7)
     assert bins.ace() == pytest.approx((0.4 + 0.25 + 0.1) / 3, abs=1e-7)
@@ -64,8 +65,8 @@ def test_hand_computed():
     np.testing.assert_array_equal(diagram.count, [0, 0, 1, 2, 1])
     np.testing.assert_allclose(diagram.confidence, [np.nan, np.nan, 0.6, 0.75, 0.9], atol=1e-7)
     np.testing.assert_allclose(diagram.accuracy, [np.nan, np.nan, 1.0, 0.5, 1.0])
-    # Class 0 has 0.9, 0.8, 0.3, 0.6 with hits 1, 0, 0, 1, each in a bin of its own; class 1 has 0.1 and 0.2 (one hit) in the
-    # first bin, 0.7 (hit) and 0.4 (none) alone.
+    # Class 0 has 0.9, 0.8, 0.3, 0.6 with hits 1, 0, 0, 1, each in a bin of its own; class 1 has 0.1 and 0.2 (one hit)
+    # in the first bin, 0.7 (hit) and 0.4 (none) alone.
     assert bins.cece() == pytest.approx(((0.1 + 0.8 + 0.3 + 0.4) / 4 + (0.7 + 0.3 + 0.4) / 4) / 2, abs=1e-7)
     assert bins.reliability(class_index=0).count.tolist() == [0, 1, 1, 1, 1]
 
@@ -306,8 +307,8 @@ def test_merge_of_bins_that_ignore_different_labels():
 
 
 def test_classwise_by_hand():
-    # Of the bins in test_hand_computed: class 0 has gaps 0.1, 0.8, 0.3, 0.4 in four bins; class 1 has 0.15 - 0.5 over two voxels,
-    # 0.3 and 0.4 in three.
+    # Of the bins in test_hand_computed: class 0 has gaps 0.1, 0.8, 0.3, 0.4 in four bins; class 1 has 0.15 - 0.5 over
+    # two voxels, 0.3 and 0.4 in three.
     bins = CalibrationBins(2, num_bins=5).update(HAND_PROBS, HAND_TARGET)
     np.testing.assert_allclose(bins.classwise("ece"), [1.6 / 4, (2 * 0.35 + 0.3 + 0.4) / 4], atol=1e-7)
     np.testing.assert_allclose(bins.classwise("ace"), [1.6 / 4, (0.35 + 0.3 + 0.4) / 3], atol=1e-7)
@@ -372,7 +373,7 @@ def test_regions(dtype):
 
 
 def within(close, radius):
-    """Voxels with one of ``close`` at a Chebyshev distance of at most radius, one slice or volume, by trying every pair."""
+    """Voxels of a slice or volume with one of ``close`` within a Chebyshev distance, by trying all pairs."""
     places = torch.stack(torch.meshgrid(*[torch.arange(size) for size in close.shape], indexing="ij"), -1).flatten(
         0, -2
     )
