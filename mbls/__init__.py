@@ -1,4 +1,4 @@
-"""Margin-based label smoothing (MbLS) for calibrated segmentation: losses, calibration metrics and the course's helpers."""
+"""Margin-based label smoothing (MbLS) for calibrated segmentation: losses, calibration metrics and a course."""
 
 from mbls.losses import MbLSLoss
 from mbls.metrics import CalibrationBins

@@ -17,7 +17,7 @@ __all__ = ["atomic_write", "write_json", "write_table", "write_text"]
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """A temporary name to write to, renamed at the end: a reader sees the old file or the new one, never half of one."""
+    """A temporary name to write to, renamed at the end: a reader sees the old file or the new one, never a part."""
     part = path.with_name(f".{path.name}.part")
     try:
         yield part
