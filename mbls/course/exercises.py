@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 
 from mbls.constraints import confidence_at_margin, logit_distances, margin_calibration_map
-from mbls.data.home import data_home
+from mbls.data.home import recorded
 from mbls.losses import MbLSLoss
 from mbls.metrics import average_over_volumes, expected_calibration_error
 from mbls.study.paper import CPU
@@ -488,7 +488,7 @@ def exercise_6_1(answer: Any) -> Feedback:
 
 def exercise_6_2(answer: Any) -> Feedback:
     """The loss with the smallest mean foreground ECE with ten patients, among those whose mean DSC is at most 0.01 below CE's."""
-    study = pd.read_csv(data_home() / "results" / "acdc_study.csv")
+    study = pd.read_csv(recorded("acdc_study.csv"))
     means = part_of(study, CPU, "ten_patients").groupby("loss", sort=False)[["dsc", "ece_fg"]].mean()
     least = means.loc["ce", "dsc"] - 0.01
     if _open(answer):

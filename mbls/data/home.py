@@ -1,20 +1,22 @@
-"""Where the course's data is, and what it is called."""
+"""Where the course's data and its recorded tables are, and what the data is called."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
 
-import mbls
 from mbls.data.phantom import is_phantom, make_phantom
 
-__all__ = ["data_home", "data_name", "find_data"]
+__all__ = ["data_home", "data_name", "find_data", "recorded"]
+
+_PACKAGE = Path(__file__).resolve().parents[1]
 
 
 def find_data(root: str | Path | None = None) -> Path:
-    """Where the course's data is: ``root``, else ``$MBLS_DATA``, else ``data/acdc``, else ``data/phantom``, made on first use.
+    """Where the course's data is: the first of ``root``, ``$MBLS_DATA``, ``data/acdc`` and ``data/phantom``.
 
-    ``data`` lies in the checkout when the package is installed from one (``pip install -e``), else in the working folder.
+    The phantom is made on first use. ``data`` lies in the checkout when the package is installed from one
+    (``pip install -e``), else in the working folder.
 
     Raises:
         FileNotFoundError: a root or $MBLS_DATA that is no folder.
@@ -30,11 +32,41 @@ def find_data(root: str | Path | None = None) -> Path:
 
 
 def data_home() -> Path:
-    """The folder ``data`` of the checkout, or of the working folder when the package was not installed from a checkout."""
-    checkout = Path(mbls.__file__).resolve().parents[1]
-    return (checkout if (checkout / "notebooks").is_dir() else Path.cwd()) / "data"
+    """The folder ``data`` of the checkout; of the working folder when the package was not installed from a checkout."""
+    return (_checkout() or Path.cwd()) / "data"
+
+
+def recorded(name: str) -> Path:
+    """A file that comes with the course: the split of ACDC, or a table of a recorded run (``data/results``).
+
+    In a checkout it is the file under ``data``; an installed package has copies in ``mbls/recorded``.
+
+    Args:
+        name: of the file, without a folder.
+
+    Raises:
+        FileNotFoundError: no such file; the message lists what there is.
+
+    Example:
+        >>> recorded("acdc_split.json").name
+        'acdc_split.json'
+    """
+    folders = [_PACKAGE / "recorded"]
+    if checkout := _checkout():
+        folders += [checkout / "data" / "results", checkout / "data"]
+    files = [path for folder in folders for path in folder.glob("*") if path.suffix in (".csv", ".json")]
+    found = {path.name: path for path in files}  # of two with one name, the checkout's
+    if name not in found:
+        raise FileNotFoundError(f"name: got {name!r}, expected one of {', '.join(sorted(found)) or 'no file at all'}")
+    return found[name]
 
 
 def data_name(root: str | Path) -> str:
     """ "phantom" or "ACDC": what every figure and table has to say about its data."""
     return "phantom" if is_phantom(root) else "ACDC"
+
+
+def _checkout() -> Path | None:
+    """The checkout that the package lies in; None where it is installed without one."""
+    root = _PACKAGE.parent
+    return root if (root / "notebooks").is_dir() else None

@@ -1,0 +1,108 @@
+"""The wheel holds what the package reads, so that the course runs where there is no checkout."""
+
+import os
+import subprocess
+import sys
+import tomllib
+import zipfile
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from mbls.data.home import recorded
+from mbls.study.paper import CPU, study
+
+ROOT = Path(__file__).resolve().parents[1]
+RECORDED = [ROOT / "data" / "acdc_split.json", *sorted((ROOT / "data" / "results").glob("*.csv"))]
+
+
+@pytest.mark.parametrize("path", RECORDED, ids=lambda path: path.name)
+def test_recorded_finds_the_file_of_the_checkout(path):
+    assert recorded(path.name) == path
+
+
+@pytest.mark.parametrize("name", ["acdc_studies.csv", "results/acdc_study.csv", "README.md", ""])
+def test_recorded_says_what_there_is(name):
+    with pytest.raises(FileNotFoundError, match=r"name: got '.*', expected one of acdc_split\.json, acdc_study\.csv"):
+        recorded(name)
+
+
+def test_the_wheel_takes_in_every_recorded_file():
+    wheel = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]
+    assert wheel["force-include"] == {
+        path.relative_to(ROOT).as_posix(): f"mbls/recorded/{path.name}" for path in RECORDED
+    }
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("wheel")
+    _pip("wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", str(folder), str(ROOT))
+    (built,) = folder.glob("mbls-*.whl")
+    return built
+
+
+@pytest.fixture(scope="module")
+def installed(wheel, tmp_path_factory) -> Path:
+    """A folder with the wheel's content alone; what it depends on comes from the environment of the tests."""
+    target = tmp_path_factory.mktemp("installed")
+    _pip("install", "--no-deps", "--target", str(target), str(wheel))
+    return target
+
+
+@pytest.mark.slow  # builds and installs a wheel, then loads every heavy library in processes of their own
+def test_wheel_holds_types_and_tables_and_no_more_than_the_package(wheel):
+    names = zipfile.ZipFile(wheel).namelist()
+    assert "mbls/py.typed" in names
+    assert {f"mbls/recorded/{path.name}" for path in RECORDED} <= set(names)
+    assert {name.split("/")[0].split("-")[0] for name in names} == {"mbls"}
+
+
+@pytest.mark.slow  # as above
+def test_installed_package_has_its_names_and_its_files(installed, tmp_path):
+    names = [path.name for path in RECORDED]
+    code = f"""
+from pathlib import Path
+import mbls
+from mbls import CalibrationBins, MbLSLoss
+from mbls.data.home import data_home, recorded
+target = Path({str(installed)!r})
+assert Path(mbls.__file__).is_relative_to(target), mbls.__file__
+assert all(recorded(name) == target / "mbls" / "recorded" / name for name in {names})
+assert data_home() == Path.cwd() / "data"
+print(MbLSLoss(margin=5.0), CalibrationBins(num_classes=4).num_classes)
+"""
+    assert _python(installed, tmp_path, "-c", code).startswith("MbLSLoss(")
+
+
+@pytest.mark.slow  # as above
+def test_study_finds_its_runs_without_a_checkout(installed, tmp_path):
+    command = ("-m", "mbls", "study", "--protocol", "cpu", "--list", "--out", "runs")
+    assert _python(installed, tmp_path, *command).splitlines() == [experiment.name for experiment in study(CPU)]
+
+
+@pytest.mark.slow  # as above
+@pytest.mark.parametrize("name", ["05_margin_explorer", "06_train_on_acdc"])
+def test_cells_that_read_recorded_tables_run_without_a_checkout(installed, tmp_path, name):
+    notebook = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4)
+    imports, *others = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
+    reading = [source for source in others if "recorded(" in source]
+    assert reading != []
+    checks = [source for source in others if "exercise_6_2(" in source]  # reads a table too
+    _python(installed, tmp_path, "-c", "\n".join([imports, *reading, *checks]))
+
+
+def _python(installed: Path, folder: Path, *arguments: str) -> str:
+    """What Python prints in a folder outside the checkout, where the installed package comes before any other."""
+    environment = {**os.environ, "PYTHONPATH": str(installed)}
+    command = [sys.executable, *arguments]
+    finished = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    assert finished.returncode == 0, finished.stderr
+    return finished.stdout
+
+
+def _pip(*arguments: str) -> None:
+    command = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check", *arguments]
+    finished = subprocess.run(command, capture_output=True, text=True)
+    assert finished.returncode == 0, finished.stderr
