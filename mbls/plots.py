@@ -66,8 +66,15 @@ def new_figure(rows: int = 1, columns: int = 1, width: float = 9.0, height: floa
 
 
 def show(figure: Figure, alt: str) -> Any:
-    """The figure as a picture for a notebook, with a text for readers who cannot see it."""
-    from IPython.display import Image
+    """The figure as a picture for a notebook, with a text for readers who cannot see it.
+
+    Raises:
+        ImportError: no IPython.
+    """
+    try:
+        from IPython.display import Image
+    except ImportError as error:
+        raise ImportError("pictures in a notebook need IPython: pip install 'mbls[course]'") from error
 
     picture = io.BytesIO()
     figure.savefig(picture, format="png", dpi=90)

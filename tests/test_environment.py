@@ -1,4 +1,4 @@
-"""environment.yml and constraints.txt agree with pyproject.toml; nothing committed names a machine."""
+"""environment.yml and constraints.txt agree with pyproject.toml; what an extra is missing; no machine is named."""
 
 import re
 import subprocess
@@ -65,6 +65,36 @@ def test_pip_accepts_the_list_that_conda_gives_it(tmp_path):
     command = [sys.executable, "-m", "pip", "install", "--quiet", "--dry-run", "--no-deps", "-r", str(path)]
     finished = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert finished.returncode == 0, finished.stderr
+
+
+def test_modules_that_need_the_course_extra_say_how_to_install_it():
+    """Every module is loaded where none of the extra's libraries can be; each loads, or names the extra."""
+    code = """
+import importlib, pkgutil, sys
+import mbls
+
+class Missing:
+    def find_spec(name, path=None, target=None):
+        if name.partition(".")[0] in ("IPython", "ipykernel", "ipywidgets", "jupyterlab", "traitlets"):
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+def attempt(name, load, *arguments):
+    try:
+        load(*arguments)
+    except ImportError as error:
+        print(name, error, sep=": ")
+
+sys.meta_path.insert(0, Missing)
+for module in pkgutil.walk_packages(mbls.__path__, "mbls."):
+    attempt(module.name, importlib.import_module, module.name)
+from mbls import plots
+attempt("mbls.plots.show", plots.show, plots.new_figure()[0], "a text")
+"""
+    finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert finished.returncode == 0, finished.stderr
+    refused = dict(line.split(": ", 1) for line in finished.stdout.splitlines())
+    assert {"mbls.course.explorer", "mbls.course.explorers", "mbls.plots.show"} <= set(refused)
+    assert {name: told for name, told in refused.items() if "pip install 'mbls[course]'" not in told} == {}
 
 
 def test_no_absolute_paths_in_what_is_committed():

@@ -14,12 +14,16 @@ import html
 import io
 from typing import Any, ClassVar
 
-import ipywidgets
 import numpy as np
 from matplotlib.artist import Artist
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.image import imsave
-from traitlets import HasTraits, Int, TraitType, link
+
+try:
+    import ipywidgets
+    from traitlets import HasTraits, Int, TraitType, link
+except ImportError as error:
+    raise ImportError("the explorers need ipywidgets and traitlets: pip install 'mbls[course]'") from error
 
 from mbls.plots import new_figure
 

@@ -10,7 +10,11 @@ import pandas as pd
 import torch
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
-from traitlets import Float, Int, TraitError, validate
+
+try:
+    from traitlets import Float, Int, TraitError, validate
+except ImportError as error:
+    raise ImportError("the explorers need ipywidgets and traitlets: pip install 'mbls[course]'") from error
 
 from mbls import plots
 from mbls.constraints import (
