@@ -4,4 +4,4 @@ from mbls.losses import MbLSLoss
 from mbls.metrics import CalibrationBins
 
 __all__ = ["CalibrationBins", "MbLSLoss"]
-__version__ = "0.1.0"
+__version__ = "0.2.0"
