@@ -6,17 +6,20 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 export MPLBACKEND := agg
 
-.PHONY: lab test bench format clean
+.PHONY: lab test test-all bench format clean
 
 lab: $(STAMP)
 	$(BIN)/python -m mbls phantom --if-missing
 	JUPYTER_CONFIG_DIR=$(CURDIR)/$(VENV)/etc/jupyter $(BIN)/jupyter lab $(LAB_OPTIONS) notebooks/00_start_here.ipynb
 
-test: $(STAMP)
+test: SELECTED := -m "not slow"
+test-all: SELECTED :=
+test test-all: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(SELECTED)
+	$(BIN)/python -m pytest --doctest-modules mbls
 	$(BIN)/python -m mbls phantom
 	MBLS_DATA=$(CURDIR)/data/phantom $(BIN)/python -m pytest --nbval --nbval-current-env notebooks
 
