@@ -6,6 +6,8 @@ Fabric joins them.
 
 from __future__ import annotations
 
+import math
+import operator
 import signal
 import threading
 import time
@@ -37,11 +39,24 @@ BEST = "best.pt"
 class FitSettings:
     """How to train; the defaults are the official protocol of arXiv 2209.09641 on ACDC.
 
-    Attributes:
-        epochs: passes over the training slices. batch_size: slices a step, in each process.
-        learning_rate: of Adam, multiplied by lr_decay every lr_step epochs.
-        validate_every: epochs between validations (the last epoch is always validated).
-        seed: of the order of the slices, of augmentation and dropout.
+    Numbers of numpy and torch become plain Python numbers.
+
+    Args:
+        epochs: passes over the training set, >= 1.
+        batch_size: items a step, in each process, >= 1.
+        learning_rate: of Adam in the first epochs, > 0.
+        lr_step: epochs between two decays of the learning rate, >= 1.
+        lr_decay: what the learning rate is multiplied by, in (0, 1].
+        validate_every: epochs between validations, >= 1; the last epoch is always validated.
+        seed: of the order of the items, of augmentation and of dropout, 0 <= seed < 2**32.
+
+    Raises:
+        ValueError: a setting out of range, or no number.
+
+    Example:
+        >>> import numpy as np
+        >>> FitSettings(epochs=np.int64(3)).epochs
+        3
     """
 
     epochs: int = 100
@@ -54,12 +69,17 @@ class FitSettings:
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "lr_step", "validate_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: got {getattr(self, name)}, expected at least 1")
-        if not self.learning_rate > 0 or not 0 < self.lr_decay <= 1:
-            raise ValueError(
-                f"learning_rate, lr_decay: got {self.learning_rate}, {self.lr_decay}, expected a rate > 0 and a decay in (0, 1]"
-            )
+            self._check(name, _whole, lambda value: value >= 1, "a whole number, at least 1")
+        self._check("seed", _whole, lambda value: 0 <= value < 2**32, "a whole number from 0 to 2**32 - 1")
+        self._check("learning_rate", _real, lambda value: 0 < value < math.inf, "a finite number > 0")
+        self._check("lr_decay", _real, lambda value: 0 < value <= 1, "a number > 0, at most 1")
+
+    def _check(self, name: str, plain: Callable[[Any], float], valid: Callable[[float], bool], expected: str) -> None:
+        given = getattr(self, name)
+        value = _or_none(plain, given)
+        if value is None or not valid(value):
+            raise ValueError(f"{name}: got {given!r}, expected {expected}")
+        object.__setattr__(self, name, value)  # the dataclass is frozen
 
 
 @dataclass
@@ -340,3 +360,21 @@ def _check_same_run(state: dict[str, Any], settings: FitSettings, path: Path) ->
     ]
     if different:
         raise ValueError(f"{path}: belongs to another run ({'; '.join(different)}); name another folder or delete it")
+
+
+# Plain numbers.
+
+
+def _or_none(plain: Callable[[Any], float], value: Any) -> float | None:
+    try:
+        return plain(value)
+    except (TypeError, ValueError, RuntimeError):  # each library refuses in its own way
+        return None
+
+
+def _whole(value: Any) -> int:
+    return int(operator.index(value))
+
+
+def _real(value: Any) -> float:
+    return float(+value)  # the sign refuses text, which float would read

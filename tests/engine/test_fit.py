@@ -1,6 +1,7 @@
 """fit and evaluate: learning, resuming to the bit, interruption of a real process, two processes, and damaged checkpoints."""
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -8,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -152,15 +154,37 @@ def test_mixed_precision(slices, val):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"epochs": 0}, "epochs: got 0"),
+        ({"epochs": 0}, "epochs: got 0, expected a whole number, at least 1"),
+        ({"epochs": 2.0}, "epochs: got 2.0, expected a whole number"),
+        ({"epochs": math.nan}, "epochs: got nan"),
         ({"batch_size": 0}, "batch_size: got 0"),
-        ({"learning_rate": 0.0}, "learning_rate, lr_decay: got 0.0"),
+        ({"batch_size": "8"}, "batch_size: got '8'"),
+        ({"lr_step": -1}, "lr_step: got -1"),
         ({"validate_every": 0}, "validate_every: got 0"),
+        ({"learning_rate": 0.0}, "learning_rate: got 0.0, expected a finite number > 0"),
+        ({"learning_rate": math.nan}, "learning_rate: got nan"),
+        ({"learning_rate": math.inf}, "learning_rate: got inf"),
+        ({"learning_rate": "0.1"}, "learning_rate: got '0.1'"),
+        ({"learning_rate": np.array([0.1, 0.2])}, "learning_rate: got array"),
+        ({"lr_decay": 0.0}, "lr_decay: got 0.0, expected a number > 0, at most 1"),
+        ({"lr_decay": 1.5}, "lr_decay: got 1.5"),
+        ({"lr_decay": math.nan}, "lr_decay: got nan"),
+        ({"seed": -1}, "seed: got -1, expected a whole number from 0"),
+        ({"seed": 2**32}, "seed: got 4294967296"),
+        ({"seed": None}, "seed: got None"),
     ],
 )
 def test_bad_settings(options, message):
     with pytest.raises(ValueError, match=message):
         FitSettings(**options)
+
+
+def test_settings_become_plain_numbers():
+    given = FitSettings(epochs=np.int64(3), batch_size=torch.tensor(4), learning_rate=np.float32(0.5), lr_decay=1)
+    plain = FitSettings(epochs=3, batch_size=4, learning_rate=0.5, lr_decay=1.0)
+    assert given == plain
+    types = [type(value) for value in vars(given).values()]
+    assert types == [type(value) for value in vars(plain).values()] == [int, int, float, int, float, int, int]
 
 
 TRAIN = [
