@@ -2,25 +2,32 @@
 
 ``fit`` runs in the process it is called from. Started by ``fabric run`` or ``torchrun``, every process calls it and
 Fabric joins them.
+
+The module has three rooms: a run and its checkpoint (``_Run``), an epoch (``_train_epoch``) and a validation
+(``_validate_epoch``). Everything random in a step follows from (seed, epoch, batch, process), so a checkpoint needs no
+state of a random number generator, and nothing that happens between two steps can disturb the next one.
 """
 
 from __future__ import annotations
 
+import hashlib
 import math
 import operator
+import random
+import re
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, cast
 
+import numpy as np
 import torch
 from lightning_fabric import Fabric
 from torch import nn
-from torch.utils.data import DistributedSampler
 from tqdm.auto import tqdm
 
 from mbls.data.acdc import SliceDataset
@@ -28,11 +35,14 @@ from mbls.engine.devices import forward_flops, make_fabric, set_memory_format, t
 from mbls.engine.judge import evaluate
 from mbls.files import atomic_write
 
-__all__ = ["BEST", "CHECKPOINT", "Fit", "FitSettings", "fit", "load_weights"]
+__all__ = ["BEST", "CHECKPOINT", "Fit", "FitSettings", "TrainingSet", "fit", "load_weights", "weights_checksum"]
 
 #: In the output folder: the state to resume from, and the weights of the best validation epoch.
 CHECKPOINT = "last.pt"
 BEST = "best.pt"
+
+#: Figures of a validation that the history keeps, as ``val_dsc`` and so on.
+FIGURES = ("dsc", "ece", "ece_fg", "nll", "mean_distance")
 
 
 @dataclass(frozen=True)
@@ -84,17 +94,47 @@ class FitSettings:
 
 @dataclass
 class Fit:
-    """What ``fit`` returns: one row an epoch (loss, learning rate, alpha, validation figures, seconds) and the best epoch."""
+    """What :func:`fit` returns.
+
+    Attributes:
+        history: a row an epoch with epoch (from 1), loss, learning_rate and seconds; alpha with a schedule; val_dsc,
+            val_ece, val_ece_fg, val_nll and val_mean_distance where the epoch was validated.
+        best_epoch: the epoch of the highest validation DSC, the first of several; None where there is none.
+        best_dsc: the validation DSC of that epoch, or None.
+        best_weights: the state dict of that epoch, on the CPU, or None.
+        last_weights: the state dict of the last epoch, on the CPU.
+    """
 
     history: list[dict[str, float]] = field(default_factory=list)
     best_epoch: int | None = None
     best_dsc: float | None = None
+    best_weights: dict[str, torch.Tensor] | None = field(default=None, repr=False, compare=False)
+    last_weights: dict[str, torch.Tensor] = field(default_factory=dict, repr=False, compare=False)
+
+
+class TrainingSet(Protocol):
+    """What :func:`fit` asks of a training set; :class:`mbls.data.acdc.SliceDataset` is one.
+
+    Attributes:
+        images: (N, C, *spatial) float.
+        labels: (N, *spatial) integer.
+        transform: None, where an item is just its image and label; else the item is asked for one by one. MONAI's
+            ``set_random_state`` is called where the transform has it.
+    """
+
+    images: torch.Tensor
+    labels: torch.Tensor
+    transform: Any
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> tuple[torch.Tensor, torch.Tensor]: ...
 
 
 def fit(
     model: nn.Module,
     loss: nn.Module,
-    train: SliceDataset,
+    train: TrainingSet,
     val: SliceDataset | None = None,
     settings: FitSettings | None = None,
     fabric: Fabric | None = None,
@@ -102,198 +142,477 @@ def fit(
     alpha_schedule: Callable[[int], float] | None = None,
     progress: bool = True,
 ) -> Fit:
-    """Train a network with Adam and leave it with the weights of the best validation epoch (or of the last, without ``val``).
+    """Train a network with Adam; it is left with the weights of the best validation epoch, or of the last without one.
 
-    With ``out``, ``last.pt`` there is rewritten after every epoch and, on Ctrl-C or SIGTERM, after the step in progress.
-    Calling ``fit`` again with the same arguments goes on from it; on the same CPU the result is the same to the bit as
-    without the interruption. Seeds torch's global generator.
+    The best epoch is the one of the highest mean DSC over structures and volumes of ``val``, the first of several.
+    Where the validation labels hold no structure, the DSC is NaN, and such an epoch is never the best.
+
+    With ``out``, ``last.pt`` there is rewritten after every epoch and, on Ctrl-C or SIGTERM, after the step in
+    progress; ``best.pt`` is rewritten after every best epoch. Calling ``fit`` again with the same arguments goes on
+    from there; a finished run is returned at once. With more epochs it trains on; what was the last epoch before
+    stays validated. On the same CPU the result is the same to the bit as without the interruption. That covers what a
+    network, a loss or a transform draws from the global generators of torch, numpy and Python, and from MONAI's; a
+    generator of its own is not covered. The global generators are left as they were found.
 
     Args:
-        model: (B, 1, H, W) float -> logits (B, K, H, W). loss: as in mbls.losses.
-        train, val: slices; the mean DSC over structures and volumes of ``val`` names the best epoch.
-        settings: :class:`FitSettings`. fabric: :func:`make_fabric` when None.
+        model: images (B, C, *spatial) float -> logits (B, K, *spatial).
+        loss: (logits, labels) -> scalar, as in mbls.losses.
+        train: a :class:`TrainingSet`, of any number of dimensions and channels.
+        val: the set that names the best epoch; None trains without validation.
+        settings: how to train.
+        fabric: where to train; :func:`mbls.engine.devices.make_fabric` when None.
         out: folder for the checkpoints; None keeps nothing on disk.
-        alpha_schedule: epoch -> weight of the loss's penalty, e.g. :class:`mbls.losses.AlphaSchedule`.
+        alpha_schedule: epoch (from 0) -> weight of the loss's penalty, e.g. :class:`mbls.losses.AlphaSchedule`.
+        progress: whether to show a bar.
 
     Raises:
-        ValueError: no training slice; a checkpoint of other settings, or one that cannot be read; NaN logits (from the loss).
+        ValueError: an empty training set; a schedule for a loss without ``alpha``, or one that leaves the numbers >= 0;
+            a loss that is NaN or infinite; a checkpoint of another run, of more epochs, or one that cannot be read.
         KeyboardInterrupt: after Ctrl-C, once the checkpoint is written.
     """
     settings = settings or FitSettings()
     fabric = fabric or make_fabric()
     if len(train) == 0:
-        raise ValueError("train: got no slice, expected at least one")
-    out = None if out is None else Path(out)
+        raise ValueError("train: got no item, expected at least one")
+    alphas = None if alpha_schedule is None else _alphas(alpha_schedule, settings.epochs)
+    if alphas is not None:
+        _set_alpha(loss, alphas[0])
+    run = _Run.start(model, settings, fabric)
     if out is not None:
-        out.mkdir(parents=True, exist_ok=True)
-    _seed(settings.seed, 0, fabric)
-    set_memory_format(model, fabric)
-    # fused: the whole update in one pass instead of a dozen small operations a weight tensor.
-    optimizer = torch.optim.Adam(model.parameters(), lr=settings.learning_rate, fused=True)
-    network, optimizer = fabric.setup(model, optimizer)
+        run.load(Path(out), _identity(model, loss, train, val, settings, alphas, fabric))
     loss = fabric.to_device(loss)
-    result = Fit()
-    best_weights: dict[str, torch.Tensor] | None = None
-    epoch, done_batches, loss_sum = 0, 0, 0.0
-    generator_state = None
-    if out is not None and (out / CHECKPOINT).is_file():
-        state = _load(out / CHECKPOINT)
-        _check_same_run(state, settings, out / CHECKPOINT)
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        result = Fit(state["history"], state["best_epoch"], state["best_dsc"])
-        epoch, done_batches, loss_sum, generator_state = (
-            state["epoch"],
-            state["batches"],
-            state["loss_sum"],
-            state["generator"],
-        )
-        if result.best_epoch is not None:
-            best_weights = _load(out / BEST)["model"]
-
-    def save(epoch: int, batches: int, loss_sum: float) -> None:
-        if out is None:
-            return
-        _save(
-            fabric,
-            out / CHECKPOINT,
-            {
-                "model": model.state_dict(),
-                "optimizer": optimizer.state_dict(),
-                "epoch": epoch,
-                "batches": batches,
-                "loss_sum": loss_sum,
-                "generator": torch.get_rng_state(),
-                "history": result.history,
-                "best_epoch": result.best_epoch,
-                "best_dsc": result.best_dsc,
-                "settings": asdict(settings),
-            },
-        )
-
-    sampler = DistributedSampler(train, fabric.world_size, fabric.global_rank, shuffle=True, seed=settings.seed)
-    batches = -(-len(sampler) // settings.batch_size)
-    # All slices go to the device at once (ACDC at full size: 0.2 GB), so that no step waits for the host. A transform is MONAI's,
-    # which runs on the host, slice by slice.
-    held = fabric.to_device((train.images, train.labels)) if train.transform is None else None
+    batches = _Batches(train, settings, fabric)
     flops = forward_flops(model, (min(settings.batch_size, len(train)), *train.images.shape[1:]))
-    with (
-        threads_for(flops, fabric.device),
-        _stop_after_step() as stop,
-        tqdm(
-            total=settings.epochs * batches,
-            initial=epoch * batches + done_batches,
-            desc="fit",
-            unit="step",
-            leave=False,
-            disable=not progress or fabric.global_rank > 0,
-        ) as bar,
-    ):
-        while epoch < settings.epochs:
+    bar = tqdm(
+        total=settings.epochs * len(batches),
+        initial=run.epoch * len(batches) + run.batches,
+        desc="fit",
+        unit="step",
+        leave=False,
+        disable=not progress or fabric.global_rank > 0,
+    )
+    with bar, threads_for(flops, fabric.device), _generators_kept(fabric.device), _stop_after_step() as stop:
+        while run.epoch < settings.epochs:
             started = time.perf_counter()
-            # Everything random in an epoch follows from (seed, epoch, rank), so that a checkpoint between epochs needs no more.
-            _seed(settings.seed, epoch, fabric)
-            sampler.set_epoch(epoch)
-            if hasattr(train.transform, "set_random_state"):
-                train.transform.set_random_state(seed=_epoch_seed(settings.seed, epoch, fabric.global_rank))
-            rate = settings.learning_rate * settings.lr_decay ** (epoch // settings.lr_step)
-            for group in optimizer.param_groups:
-                group["lr"] = rate
-            alpha = _set_alpha(loss, alpha_schedule, epoch)
-            network.train()
-            # float32: Apple's GPUs have no float64, and read only once an epoch, so that no step waits for the host.
-            running = torch.tensor(loss_sum, dtype=torch.float32, device=fabric.device)
-            for batch, (images, labels) in enumerate(_batches(train, held, sampler, settings.batch_size, fabric)):
-                if batch < done_batches:  # already trained on before the interruption
-                    continue
-                if generator_state is not None:
-                    torch.set_rng_state(generator_state)
-                    generator_state = None
-                optimizer.zero_grad()
-                value = loss(network(images), labels)
-                fabric.backward(value)
-                optimizer.step()
-                running += value.detach()
-                bar.update()
-                if _asked_to_stop(stop, fabric):
-                    save(epoch, batch + 1, float(running))
-                    raise KeyboardInterrupt(f"fit: stopped in epoch {epoch + 1} of {settings.epochs}")
-            done_batches, loss_sum, generator_state = 0, 0.0, None
-            row = {"epoch": epoch + 1, "loss": float(fabric.all_reduce(running)) / batches, "learning_rate": rate}
-            if alpha is not None:
-                row["alpha"] = alpha
-            if val is not None and ((epoch + 1) % settings.validate_every == 0 or epoch + 1 == settings.epochs):
-                figures = evaluate(network, val, fabric, surface=False, progress=False).summary()
-                row |= {f"val_{name}": figures[name] for name in ("dsc", "ece", "ece_fg", "nll", "mean_distance")}
-                if result.best_dsc is None or figures["dsc"] > result.best_dsc:
-                    result.best_epoch, result.best_dsc = epoch + 1, figures["dsc"]
-                    best_weights = {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
-                    if out is not None:
-                        _save(
-                            fabric, out / BEST, {"model": best_weights, "epoch": epoch + 1, "val_dsc": figures["dsc"]}
-                        )
-            row["seconds"] = time.perf_counter() - started
-            result.history.append(row)
-            bar.set_postfix(epoch=epoch + 1, loss=f"{row['loss']:.3f}", refresh=False)
-            epoch += 1
-            save(epoch, 0, 0.0)
-    if best_weights is not None:
-        model.load_state_dict(best_weights)
-    return result
+            row = _train_epoch(run, loss, batches, alphas, stop, bar)
+            if val is not None and _is_validated(run.epoch, settings):
+                row |= _validate_epoch(run, val)
+            run.finish_epoch(row | {"seconds": time.perf_counter() - started})
+            bar.set_postfix(epoch=run.epoch, loss=f"{row['loss']:.3f}", refresh=False)
+            _stop_if_asked(stop, run)
+    return run.finish()
 
 
 def load_weights(model: nn.Module, path: str | Path) -> nn.Module:
-    """Load the weights of a ``best.pt`` or ``last.pt`` written by :func:`fit`. Returns the model.
+    """Load the weights of a ``best.pt`` or ``last.pt`` written by :func:`fit`.
+
+    Args:
+        model: the network that the weights are for.
+        path: the file.
+
+    Returns:
+        The model.
 
     Raises:
         FileNotFoundError: no such file.
         ValueError: a file that cannot be read, or weights of another network.
     """
-    state = _load(Path(path))
+    state = _read(Path(path))
     try:
         model.load_state_dict(state["model"])
-    except (KeyError, RuntimeError) as error:
+    except (AttributeError, RuntimeError, TypeError) as error:
         raise ValueError(f"{path}: holds weights of another network ({_first_line(error)})") from error
     return model
 
 
-def _batches(
-    train: SliceDataset,
-    held: tuple[torch.Tensor, torch.Tensor] | None,
-    order: Iterable[int],
-    batch_size: int,
-    fabric: Fabric,
-) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Images and labels, batch by batch, on the network's device; from ``held``, which is there already, or by the transform."""
-    for indices in torch.tensor(list(order)).split(batch_size):
-        if held is not None:
-            indices = fabric.to_device(indices)
-            yield held[0][indices], held[1][indices].long()
-        else:
-            items = [train[index] for index in indices.tolist()]
-            yield fabric.to_device(
-                (torch.stack([image for image, _ in items]), torch.stack([label for _, label in items]))
+def weights_checksum(weights: nn.Module | Mapping[str, torch.Tensor]) -> str:
+    """A fingerprint of weights: equal weights have equal ones, on any device and in any memory format.
+
+    Args:
+        weights: a network, or a state dict.
+
+    Returns:
+        The first 16 hexadecimal digits of the SHA-256 of names, types, shapes and values, in the order of the names.
+
+    Example:
+        >>> weights_checksum({"bias": torch.zeros(2), "weight": torch.ones(2, 2)})
+        '25fb039c73f3db7b'
+    """
+    state = weights.state_dict() if isinstance(weights, nn.Module) else weights
+    digest = hashlib.sha256()
+    for name, value in sorted(state.items()):
+        if not isinstance(value, torch.Tensor):  # what a module adds by get_extra_state
+            continue
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)} ".encode())
+        digest.update(value.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().data)
+    return digest.hexdigest()[:16]
+
+
+# The first room: a run, and the files that it is resumed from.
+
+
+@dataclass
+class _Run:
+    """What is trained and how far it has come."""
+
+    model: nn.Module
+    network: nn.Module  # the model as Fabric runs it
+    optimizer: torch.optim.Optimizer
+    settings: FitSettings
+    fabric: Fabric
+    loss_sum: torch.Tensor  # over the batches done in this epoch, in this process
+    epoch: int = 0  # epochs done
+    batches: int = 0  # batches done in the epoch under way
+    result: Fit = field(default_factory=Fit)
+    folder: Path | None = None  # None: nothing is kept on disk
+    identity: dict[str, Any] = field(default_factory=dict)  # what makes the run the one it is
+
+    @classmethod
+    def start(cls, model: nn.Module, settings: FitSettings, fabric: Fabric) -> _Run:
+        set_memory_format(model, fabric)
+        # fused: the whole update in one pass instead of a dozen small operations a weight tensor.
+        optimizer = torch.optim.Adam(model.parameters(), lr=settings.learning_rate, fused=True)
+        network, optimizer = fabric.setup(model, optimizer)
+        # float32: Apple's GPUs have no float64.
+        loss_sum = torch.zeros((), dtype=torch.float32, device=fabric.device)
+        return cls(model, network, optimizer, settings, fabric, loss_sum)
+
+    def mean_loss(self) -> float:
+        """Over the batches done in this epoch, in all processes.
+
+        Raises:
+            ValueError: it is NaN or infinite, so the weights are spoilt and must not be kept.
+        """
+        # A copy, since the reduction writes into what it is given.
+        mean = float(cast(torch.Tensor, self.fabric.all_reduce(self.loss_sum.clone()))) / self.batches
+        if not math.isfinite(mean):
+            raise ValueError(f"loss: got {mean} in epoch {self.epoch + 1}, expected finite values; lower learning_rate")
+        return mean
+
+    def finish_epoch(self, row: dict[str, float]) -> None:
+        self.result.history.append(row)
+        self.epoch += 1
+        self.batches = 0
+        self.loss_sum.zero_()
+        self.save()
+
+    def finish(self) -> Fit:
+        """Leave the model with the best weights, or with the last where no epoch is the best."""
+        self.result.last_weights = _on_cpu(self.model)
+        if self.result.best_weights is not None:
+            self.model.load_state_dict(self.result.best_weights)
+        return self.result
+
+    def save(self) -> None:
+        """Write the checkpoint; a best epoch's weights come after it, since :meth:`load` can make them from it."""
+        if self.folder is None:
+            return
+        loss_sums = cast(torch.Tensor, self.fabric.all_gather(self.loss_sum)).reshape(-1).tolist()
+        best = self.result.best_weights
+        state = {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "precision": self.fabric.strategy.precision.state_dict(),  # the scale of 16-mixed, else empty
+            "epoch": self.epoch,
+            "batches": self.batches,
+            "loss_sums": loss_sums,  # one for each process
+            "history": self.result.history,
+            "best_epoch": self.result.best_epoch,
+            "best_dsc": self.result.best_dsc,
+            "best_checksum": None if best is None else weights_checksum(best),
+            "run": self.identity,
+        }
+        _write(self.fabric, self.folder / CHECKPOINT, state)
+        if self._stands_at_the_best():
+            self._save_best(self.folder)
+
+    def load(self, folder: Path, identity: dict[str, Any]) -> None:
+        """Keep the run in a folder from now on, and go on from the checkpoint there, where there is one.
+
+        Raises:
+            ValueError: the checkpoint belongs to another run, has more epochs than wanted, or cannot be read.
+        """
+        self.folder, self.identity = folder, identity
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / CHECKPOINT
+        if not path.is_file():
+            return
+        state = _read(path)
+        with _damage_named(path):
+            different = _differences(state["run"], identity)
+        if different:
+            raise ValueError(
+                f"{path}: belongs to another run ({'; '.join(different)}); name another folder or delete it"
             )
+        with _damage_named(path):
+            self._restore(state)
+        begun = self.epoch + (self.batches > 0)
+        if self.settings.epochs < begun:
+            raise ValueError(f"epochs: got {self.settings.epochs}, expected at least the {begun} begun in {path}")
+        if self.result.best_epoch is not None:
+            self._restore_best(folder, state.get("best_checksum"))
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.fabric.strategy.precision.load_state_dict(state["precision"])
+        self.epoch, self.batches = int(state["epoch"]), int(state["batches"])
+        self.loss_sum.fill_(state["loss_sums"][self.fabric.global_rank])
+        history = [dict(row) for row in state["history"]]
+        self.result = Fit(history, state["best_epoch"], state["best_dsc"])
+
+    def _restore_best(self, folder: Path, checksum: str | None) -> None:
+        if self._stands_at_the_best():  # a kill may have come between the two files
+            self.result.best_weights = _on_cpu(self.model)
+            self._save_best(folder)
+            return
+        weights = _read(folder / BEST)["model"]
+        if weights_checksum(weights) != checksum:
+            raise ValueError(
+                f"{folder / BEST}: got other weights than those of epoch {self.result.best_epoch}, which {CHECKPOINT} "
+                "beside it names as the best; put this run's own file back, or delete both to start anew"
+            )
+        self.result.best_weights = weights
+
+    def _stands_at_the_best(self) -> bool:
+        return self.batches == 0 and self.epoch == self.result.best_epoch
+
+    def _save_best(self, folder: Path) -> None:
+        best = self.result
+        state = {"model": best.best_weights, "epoch": best.best_epoch, "val_dsc": best.best_dsc}
+        _write(self.fabric, folder / BEST, state)
 
 
-def _epoch_seed(seed: int, epoch: int, rank: int) -> int:
-    return (seed * 1_000_003 + epoch * 1_009 + rank) % 2**32
+def _identity(
+    model: nn.Module,
+    loss: nn.Module,
+    train: TrainingSet,
+    val: SliceDataset | None,
+    settings: FitSettings,
+    alphas: list[float] | None,
+    fabric: Fabric,
+) -> dict[str, Any]:
+    """What makes a run the one it is, by name, in plain values."""
+    return {
+        **asdict(settings),
+        **_loss_options(loss),
+        "alpha_schedule": alphas,
+        "network": type(model).__name__,
+        "network.layers": _layers(model),
+        "train": _fingerprint(train),
+        "train.transform": train.transform is not None,
+        "val": None if val is None else _fingerprint(val),
+        "processes": fabric.world_size,
+        "precision": str(fabric.strategy.precision.precision),
+    }
 
 
-def _seed(seed: int, epoch: int, fabric: Fabric) -> None:
-    torch.manual_seed(_epoch_seed(seed, epoch, fabric.global_rank))
+def _loss_options(loss: nn.Module) -> dict[str, Any]:
+    """The classes of a loss and of the losses in it, their public scalars, and a checksum of all their tensors."""
+    options: dict[str, Any] = {}
+    for path, module in loss.named_modules(prefix="loss"):
+        options[path] = type(module).__name__
+        for name, value in sorted(vars(module).items()):
+            if isinstance(value, np.generic) or (isinstance(value, torch.Tensor) and value.dim() == 0):
+                value = value.item()
+            kind = next((kind for kind in (bool, int, float, str) if isinstance(value, kind)), None)
+            if kind is not None and not name.startswith("_") and name != "training":
+                options[f"{path}.{name}"] = kind(value)  # an enumeration is not plain
+    options["loss.tensors"] = weights_checksum({**dict(loss.named_parameters()), **dict(loss.named_buffers())})
+    return options
 
 
-def _set_alpha(loss: nn.Module, schedule: Callable[[int], float] | None, epoch: int) -> float | None:
-    if schedule is None:
-        return None
-    target = loss.loss if hasattr(loss, "loss") else loss  # WithDice keeps the penalty in its inner loss
+def _layers(model: nn.Module) -> str:
+    """A fingerprint of a network's layers, with their options, and of the names and shapes of its weights."""
+    layers = re.sub(r" at 0x[0-9a-f]+", "", repr(model))
+    tensors = [*model.named_parameters(), *model.named_buffers()]
+    shapes = [(name, tuple(tensor.shape)) for name, tensor in tensors]
+    return hashlib.sha256(f"{layers} {shapes}".encode()).hexdigest()[:16]
+
+
+def _fingerprint(data: TrainingSet | SliceDataset) -> str:
+    return weights_checksum({"images": data.images, "labels": data.labels})
+
+
+def _differences(there: dict[str, Any], here: dict[str, Any]) -> list[str]:
+    """The names whose values are not the same, with both values; another number of epochs is no difference."""
+    pairs = {name: (there.get(name), here.get(name)) for name in {**there, **here} if name != "epochs"}
+    was, now = pairs["alpha_schedule"]
+    if was and now:  # over the epochs that both have; the first that differs says enough
+        by_epoch = zip(was, now, strict=False)
+        differing = ((f"{a} in epoch {e}", f"{b} in epoch {e}") for e, (a, b) in enumerate(by_epoch) if a != b)
+        pairs["alpha_schedule"] = next(differing, (None, None))
+    return [f"{name}={was!r} there, {now!r} here" for name, (was, now) in pairs.items() if was != now]
+
+
+def _on_cpu(model: nn.Module) -> dict[str, torch.Tensor]:
+    """A copy of the weights."""
+    state = model.state_dict()
+    # Not all of a state dict need be tensors: a module may add what it likes.
+    return {name: value.cpu().clone() if isinstance(value, torch.Tensor) else value for name, value in state.items()}
+
+
+def _write(fabric: Fabric, path: Path, state: dict[str, Any]) -> None:
+    """Replace a file, once what is written has been read back; else the file of before stays."""
+    if fabric.global_rank == 0:
+        with atomic_write(path) as part:
+            torch.save({**state, "checksum": weights_checksum(state["model"])}, part)
+            try:
+                torch.load(part, map_location="cpu", weights_only=True)
+            except Exception as error:  # torch raises a different type for each kind of trouble
+                raise ValueError(
+                    f"{path}: cannot be read back as written ({_first_line(error)}); the file of before is kept"
+                ) from error
+    fabric.barrier()
+
+
+def _read(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: missing, expected a checkpoint")
+    with _damage_named(path):
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        checksum = weights_checksum(state["model"])
+    if checksum != state.get("checksum"):
+        raise ValueError(
+            f"{path}: got weights of checksum {checksum}, expected {state.get('checksum')} as written by fit"
+        )
+    return state
+
+
+@contextmanager
+def _damage_named(path: Path) -> Iterator[None]:
+    """Whatever a damaged file makes the code inside raise, as an error that names the file."""
+    try:
+        yield
+    except Exception as error:  # each kind of damage has its own
+        raise ValueError(
+            f"{path}: cannot be read as a checkpoint ({_first_line(error)}); delete it to start anew"
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".splitlines()[0]
+
+
+# The second room: an epoch, and what is random in it.
+
+
+def _train_epoch(
+    run: _Run, loss: nn.Module, batches: _Batches, alphas: list[float] | None, stop: threading.Event, bar: tqdm
+) -> dict[str, float]:
+    """Train on the batches that are left of an epoch; returns its row of the history."""
+    settings = run.settings
+    rate = settings.learning_rate * settings.lr_decay ** (run.epoch // settings.lr_step)
+    for group in run.optimizer.param_groups:
+        group["lr"] = rate
+    if alphas is not None:
+        _set_alpha(loss, alphas[run.epoch])
+    run.network.train()
+    for images, labels in batches.of_epoch(run.epoch, run.batches):
+        run.optimizer.zero_grad()
+        value = loss(run.network(images), labels)
+        run.fabric.backward(value)
+        run.optimizer.step()
+        run.loss_sum += value.detach()  # read only once an epoch, so that no step waits for the host
+        run.batches += 1
+        bar.update()
+        _stop_if_asked(stop, run)
+    _share_buffers(run)
+    row = {"epoch": run.epoch + 1, "loss": run.mean_loss(), "learning_rate": rate}
+    return row if alphas is None else row | {"alpha": alphas[run.epoch]}
+
+
+class _Batches:
+    """The batches of a training set that this process trains on, on the device of the network."""
+
+    def __init__(self, train: TrainingSet, settings: FitSettings, fabric: Fabric) -> None:
+        self.train, self.settings, self.fabric = train, settings, fabric
+        self.share = -(-len(train) // fabric.world_size)
+        # All items go to the device at once (ACDC at full size: 0.2 GB), so that no step waits for the host.
+        # A transform is MONAI's, which runs on the host, item by item.
+        self.held = fabric.to_device((train.images, train.labels)) if train.transform is None else None
+
+    def __len__(self) -> int:
+        return -(-self.share // self.settings.batch_size)
+
+    def of_epoch(self, epoch: int, first: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Images and labels, from batch ``first`` on; the random number generators are seeded anew for each."""
+        rank, seed = self.fabric.global_rank, self.settings.seed
+        for number, indices in enumerate(self._order(epoch).split(self.settings.batch_size)):
+            if number >= first:
+                _seed_generators(_seed("step", seed, epoch, number, rank), self.train.transform)
+                yield self._batch(indices)
+
+    def _order(self, epoch: int) -> torch.Tensor:
+        """The items of this process, shuffled; the first ones twice, where the processes would not get equally many."""
+        generator = torch.Generator().manual_seed(self.settings.seed + epoch)
+        shuffled = torch.randperm(len(self.train), generator=generator)
+        world_size = self.fabric.world_size
+        return shuffled.repeat(world_size)[: self.share * world_size][self.fabric.global_rank :: world_size]
+
+    def _batch(self, indices: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        if self.held is not None:
+            indices = self.fabric.to_device(indices)
+            images, labels = self.held
+            return images[indices], labels[indices].long()
+        items = [self.train[index] for index in indices.tolist()]
+        return self.fabric.to_device(
+            (torch.stack([image for image, _ in items]), torch.stack([label for _, label in items]))
+        )
+
+
+def _seed(*parts: str | int) -> int:
+    """A seed of 64 bits; other parts give another one, as far as anybody will ever see."""
+    return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:8], "big")
+
+
+def _seed_generators(seed: int, transform: Any) -> None:
+    """Seed every generator that a network, a loss or a transform may draw from."""
+    torch.manual_seed(seed)  # on all devices
+    random.seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002 (some of MONAI's functions draw from the global generator)
+    if hasattr(transform, "set_random_state"):
+        transform.set_random_state(seed=seed % 2**32)
+
+
+@contextmanager
+def _generators_kept(device: torch.device) -> Iterator[None]:
+    """Leave the global generators as they were found."""
+    of_python, of_numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        try:
+            yield
+        finally:
+            random.setstate(of_python)
+            np.random.set_state(of_numpy)  # noqa: NPY002
+
+
+def _share_buffers(run: _Run) -> None:
+    """Give all processes the first one's buffers (means of batch normalisation), so that all have the same network."""
+    if run.fabric.world_size > 1:
+        for buffer in run.model.buffers():
+            torch.distributed.broadcast(buffer, src=0)
+
+
+def _alphas(schedule: Callable[[int], float], epochs: int) -> list[float]:
+    """The weight in each epoch; all at once, so that a bad one is told before the training and not after hours of it."""
+    alphas = []
+    for epoch in range(epochs):
+        given = schedule(epoch)
+        alpha = _or_none(_real, given)
+        if alpha is None or not 0 <= alpha < math.inf:
+            raise ValueError(f"alpha_schedule: got {given!r} in epoch {epoch}, expected a finite number >= 0")
+        alphas.append(alpha)
+    return alphas
+
+
+def _set_alpha(loss: nn.Module, alpha: float) -> None:
+    target: Any = loss if hasattr(loss, "alpha") else getattr(loss, "loss", loss)
     if not hasattr(target, "alpha"):
         raise ValueError(
             f"alpha_schedule: got one for {type(target).__name__}, expected a loss with a penalty weight alpha"
         )
-    target.alpha = schedule(epoch)
-    return target.alpha
+    target.alpha = alpha
 
 
 @contextmanager
@@ -317,49 +636,46 @@ def _stop_after_step() -> Iterator[threading.Event]:
             signal.signal(number, handler)
 
 
-def _asked_to_stop(stop: threading.Event, fabric: Fabric) -> bool:
-    if fabric.world_size == 1:
-        return stop.is_set()
-    # Signals reach the processes at different moments; they have to agree on the step to stop after, or some wait for ever.
-    asked = torch.tensor(float(stop.is_set()), device=fabric.device)
-    return bool(fabric.all_reduce(asked, reduce_op="max") > 0)
+def _stop_if_asked(stop: threading.Event, run: _Run) -> None:
+    """Raise KeyboardInterrupt where a signal has come, once the checkpoint is written."""
+    asked = stop.is_set()
+    if run.fabric.world_size > 1:
+        # Signals reach the processes at different moments; they have to agree on the step to stop after, or some wait
+        # for ever.
+        flag = torch.tensor(float(asked), device=run.fabric.device)
+        asked = bool(cast(torch.Tensor, run.fabric.all_reduce(flag, reduce_op="max")) > 0)
+    if not asked:
+        return
+    if run.batches > 0:
+        run.mean_loss()  # a NaN is not worth keeping
+        run.save()
+    raise KeyboardInterrupt(f"fit: stopped in epoch {run.epoch + (run.batches > 0)} of {run.settings.epochs}")
 
 
-def _save(fabric: Fabric, path: Path, state: dict[str, Any]) -> None:
-    if fabric.global_rank == 0:
-        with atomic_write(path) as part:
-            torch.save(state, part)
-    fabric.barrier()
+# The third room: a validation.
 
 
-def _load(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: missing, expected a checkpoint")
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises a different type for each kind of damage
-        raise ValueError(
-            f"{path}: cannot be read as a checkpoint ({_first_line(error)}); delete it to start anew"
-        ) from error
-    if not isinstance(state, dict) or "model" not in state:
-        raise ValueError(f"{path}: got no model weights in it, expected a checkpoint written by fit")
-    return state
+def _is_validated(epoch: int, settings: FitSettings) -> bool:
+    return (epoch + 1) % settings.validate_every == 0 or epoch + 1 == settings.epochs
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+def _validate_epoch(run: _Run, val: SliceDataset) -> dict[str, float]:
+    """Judge the network, keep its weights where they are the best so far; returns the figures of the history's row."""
+    figures = _validate(run.network, val, run.fabric)
+    result = run.result
+    if figures["dsc"] > (-math.inf if result.best_dsc is None else result.best_dsc):  # NaN never is
+        result.best_epoch, result.best_dsc = run.epoch + 1, figures["dsc"]
+        result.best_weights = _on_cpu(run.model)
+    return {f"val_{name}": value for name, value in figures.items()}
 
 
-def _check_same_run(state: dict[str, Any], settings: FitSettings, path: Path) -> None:
-    # More epochs than before is a wish to train on, anything else is another run.
-    wanted = asdict(settings)
-    different = [
-        f"{name}={state['settings'][name]!r} there, {wanted[name]!r} here"
-        for name in wanted
-        if name != "epochs" and state["settings"].get(name) != wanted[name]
-    ]
-    if different:
-        raise ValueError(f"{path}: belongs to another run ({'; '.join(different)}); name another folder or delete it")
+def _validate(network: nn.Module, val: SliceDataset, fabric: Fabric) -> dict[str, float]:
+    """The :data:`FIGURES` of a network; all NaN where the labels hold no structure. Leaves it in eval mode."""
+    network.eval()
+    if not (val.labels > 0).any():
+        return dict.fromkeys(FIGURES, math.nan)
+    figures = evaluate(network, val, fabric, surface=False, progress=False).summary()
+    return {name: float(figures[name]) for name in FIGURES}
 
 
 # Plain numbers.
