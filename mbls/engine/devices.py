@@ -46,8 +46,11 @@ def set_memory_format(model: nn.Module, fabric: Fabric) -> None:
     On a CPU that is channels last, which takes about a sixth off a training step (benchmarks/RESULTS.md).
     """
     if fabric.device.type == "cpu":
-        volumetric = any(weight.dim() == 5 for weight in model.parameters())
-        model.to(memory_format=torch.channels_last_3d if volumetric else torch.channels_last)
+        # Weight by weight, since a network may have convolutions of both kinds.
+        formats = {4: torch.channels_last, 5: torch.channels_last_3d}
+        for weight in model.parameters():
+            if weight.dim() in formats:
+                weight.data = weight.data.contiguous(memory_format=formats[weight.dim()])
 
 
 def forward_flops(model: nn.Module, shape: Sequence[int]) -> float:

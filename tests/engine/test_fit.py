@@ -581,6 +581,16 @@ def test_networks_in_3d_with_several_channels(tmp_path):
     assert_same(whole, resumed)
 
 
+def test_networks_of_mixed_and_single_dimensions():
+    mixed = nn.Sequential(nn.Conv3d(1, 2, (1, 3, 3), padding=(0, 1, 1)), nn.Flatten(2, 3), nn.Conv2d(2, 3, 1))
+    train = Images(3, 1, 2, 4, 4)
+    train.labels = train.labels.flatten(1, 2)
+    tiny_run(model=mixed, train=train)
+    assert mixed[0].weight.is_contiguous(memory_format=torch.channels_last_3d)
+    assert mixed[2].weight.is_contiguous(memory_format=torch.channels_last)
+    tiny_run(model=nn.Conv1d(1, 3, 3, padding=1), train=Images(3, 1, 8))
+
+
 def test_checksum_of_weights():
     model = Net()
     state = model.state_dict()
