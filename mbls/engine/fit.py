@@ -140,6 +140,7 @@ def fit(
     fabric: Fabric | None = None,
     out: str | Path | None = None,
     alpha_schedule: Callable[[int], float] | None = None,
+    on_validation: Callable[[int, nn.Module, dict[str, float]], None] | None = None,
     progress: bool = True,
 ) -> Fit:
     """Train a network with Adam; it is left with the weights of the best validation epoch, or of the last without one.
@@ -163,6 +164,9 @@ def fit(
         fabric: where to train; :func:`mbls.engine.devices.make_fabric` when None.
         out: folder for the checkpoints; None keeps nothing on disk.
         alpha_schedule: epoch (from 0) -> weight of the loss's penalty, e.g. :class:`mbls.losses.AlphaSchedule`.
+        on_validation: called in every process after each validation with the epoch (from 1), the model in eval mode
+            and the figures (dsc, ece, ...). What it draws at random, or a mode that it sets, does not reach the
+            training. An epoch that is interrupted before its checkpoint is written is validated again.
         progress: whether to show a bar.
 
     Raises:
@@ -196,7 +200,7 @@ def fit(
             started = time.perf_counter()
             row = _train_epoch(run, loss, batches, alphas, stop, bar)
             if val is not None and _is_validated(run.epoch, settings):
-                row |= _validate_epoch(run, val)
+                row |= _validate_epoch(run, val, on_validation)
             run.finish_epoch(row | {"seconds": time.perf_counter() - started})
             bar.set_postfix(epoch=run.epoch, loss=f"{row['loss']:.3f}", refresh=False)
             _stop_if_asked(stop, run)
@@ -659,13 +663,17 @@ def _is_validated(epoch: int, settings: FitSettings) -> bool:
     return (epoch + 1) % settings.validate_every == 0 or epoch + 1 == settings.epochs
 
 
-def _validate_epoch(run: _Run, val: SliceDataset) -> dict[str, float]:
+def _validate_epoch(
+    run: _Run, val: SliceDataset, on_validation: Callable[[int, nn.Module, dict[str, float]], None] | None
+) -> dict[str, float]:
     """Judge the network, keep its weights where they are the best so far; returns the figures of the history's row."""
     figures = _validate(run.network, val, run.fabric)
     result = run.result
     if figures["dsc"] > (-math.inf if result.best_dsc is None else result.best_dsc):  # NaN never is
         result.best_epoch, result.best_dsc = run.epoch + 1, figures["dsc"]
         result.best_weights = _on_cpu(run.model)
+    if on_validation is not None:
+        on_validation(run.epoch + 1, run.model, dict(figures))
     return {f"val_{name}": value for name, value in figures.items()}
 
 

@@ -341,6 +341,19 @@ def test_each_step_of_each_run_has_its_own_randomness():
     assert len({tuple(mask) for mask in training}) == 2 * 9
 
 
+def test_stops_at_the_end_of_an_epoch_after_ctrl_c_in_a_validation(tmp_path, val_set):
+    def interrupt(epoch, model, figures):
+        os.kill(os.getpid(), signal.SIGINT)
+
+    for epoch in (1, 2, 3):
+        with pytest.raises(KeyboardInterrupt, match=f"stopped in epoch {epoch} of 3"):
+            tiny_run(tmp_path, val=val_set, on_validation=interrupt)
+        state = torch.load(tmp_path / CHECKPOINT, weights_only=True)
+        assert (state["epoch"], state["batches"]) == (epoch, 0)
+    _, result = tiny_run(tmp_path, val=val_set, on_validation=interrupt)
+    assert len(result.history) == 3
+
+
 ANOTHER = {
     "settings": (lambda: {"settings": replace(TINY, batch_size=3)}, "batch_size=2 there, 3 here"),
     "seed": (lambda: {"settings": replace(TINY, seed=8)}, "seed=7 there, 8 here"),
@@ -475,6 +488,26 @@ def test_what_cannot_be_read_back_does_not_replace_the_file(tmp_path):
     assert len(result.history) == 3
 
 
+def test_keeps_the_best_and_the_last_weights(tmp_path, monkeypatch):
+    validated_as(monkeypatch, 0.5, 0.7, 0.7)  # of equal ones the first
+    val, seen = Images(2, 1, 8, 8), {}
+    model, result = tiny_run(
+        tmp_path, val=val, on_validation=lambda epoch, model, _: seen.update({epoch: weights_checksum(model)})
+    )
+    assert (result.best_epoch, result.best_dsc) == (2, 0.7)
+    best, last = weights_checksum(result.best_weights), weights_checksum(result.last_weights)
+    assert (best, last) == (seen[2], seen[3])
+    assert len(set(seen.values())) == 3
+    assert weights_checksum(model) == best
+    assert weights_checksum(load_weights(Net(seed=1), tmp_path / BEST)) == best
+    assert weights_checksum(load_weights(Net(seed=1), tmp_path / CHECKPOINT)) == last
+    assert all(tensor.device.type == "cpu" for tensor in result.last_weights.values())
+    _, again = tiny_run(tmp_path, val=val)  # a finished run is returned at once
+    assert again == result
+    assert (weights_checksum(again.best_weights), weights_checksum(again.last_weights)) == (best, last)
+    assert "tensor" not in repr(result)
+
+
 def test_without_validation_the_last_weights_count(tmp_path):
     model, result = tiny_run(tmp_path)
     assert (result.best_epoch, result.best_dsc, result.best_weights) == (None, None, None)
@@ -563,6 +596,25 @@ def test_spoilt_weights_are_told_and_not_kept(tmp_path):
     with pytest.raises(ValueError, match="loss: got nan in epoch 1"):
         tiny_run(tmp_path, ctrl_c_in_step(3, nn.CrossEntropyLoss()), train=train)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_callback_sees_each_validation_and_disturbs_nothing(val_set):
+    quiet, expected = tiny_run(val=val_set, settings=replace(TINY, epochs=5, validate_every=2))
+    seen = []
+
+    def watch(epoch, model, figures):
+        seen.append((epoch, model.training, figures["dsc"], int(weights_checksum(model)[:6], 16) / 2**24))
+        model.train()
+        model[1].eval()
+        figures.clear()
+        draw_from_each_generator()
+        torch.manual_seed(0)
+
+    watched, result = tiny_run(val=val_set, settings=replace(TINY, epochs=5, validate_every=2), on_validation=watch)
+    dsc = {row["epoch"]: row["val_dsc"] for row in expected.history if "val_dsc" in row}
+    assert seen == [(epoch, False, dsc[epoch], dsc[epoch]) for epoch in (2, 4, 5)]
+    assert_same(quiet, watched)
+    assert without_time(result.history) == without_time(expected.history)
 
 
 def test_networks_in_3d_with_several_channels(tmp_path):
