@@ -549,7 +549,7 @@ class _Batches:
 
     def _order(self, epoch: int) -> torch.Tensor:
         """The items of this process, shuffled; the first ones twice, where the processes would not get equally many."""
-        generator = torch.Generator().manual_seed(self.settings.seed + epoch)
+        generator = torch.Generator().manual_seed(_seed("order", self.settings.seed, epoch))
         shuffled = torch.randperm(len(self.train), generator=generator)
         world_size = self.fabric.world_size
         return shuffled.repeat(world_size)[: self.share * world_size][self.fabric.global_rank :: world_size]

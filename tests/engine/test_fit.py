@@ -488,6 +488,17 @@ def test_what_cannot_be_read_back_does_not_replace_the_file(tmp_path):
     assert len(result.history) == 3
 
 
+def test_the_order_of_the_items_is_that_of_one_run_and_one_epoch():
+    orders = set()
+    for seed in (0, 1, 2):
+        batches = fit_module._Batches(Images(9, 1, 8, 8), replace(TINY, seed=seed), make_fabric(accelerator="cpu"))
+        for epoch in range(20):
+            order = batches._order(epoch).tolist()
+            assert sorted(order) == list(range(9))
+            orders.add(tuple(order))
+    assert len(orders) == 3 * 20
+
+
 def test_keeps_the_best_and_the_last_weights(tmp_path, monkeypatch):
     validated_as(monkeypatch, 0.5, 0.7, 0.7)  # of equal ones the first
     val, seen = Images(2, 1, 8, 8), {}
