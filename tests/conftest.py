@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import settings
 
-from mbls.data.acdc import find_patients
+from mbls.data.layout import read_dataset
 from mbls.data.phantom import make_phantom
 
 torch.set_num_threads(2)
@@ -32,5 +32,5 @@ def phantom_root(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def phantom_patients(phantom_root):
-    return find_patients(phantom_root)
+def phantom(phantom_root):
+    return read_dataset(phantom_root)

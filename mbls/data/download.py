@@ -1,7 +1,7 @@
 """Download some patients of ACDC from its official server (Girder): only the frames that are used, resumable, checked.
 
-A file is fetched under a temporary name (``.NAME.part``, kept to be resumed), checked, and only then renamed; so a file under its
-real name is complete.
+A file is fetched under a temporary name, ``.NAME.part``, which is kept so that a later call can resume. It is renamed
+only after it was checked, so a file under its real name is complete.
 """
 
 from __future__ import annotations
@@ -46,23 +46,26 @@ def download_patients(
     wait: float = 2.0,
     timeout: float = 60.0,
 ) -> Path:
-    """Fetch ED and ES (image and labels) of some training patients; what is there already is not fetched again.
+    """Fetch ED and ES (image and labels) of some training patients. Files that exist are not fetched again.
 
     The patients are spread over the five groups: 1, 21, 41, 61, 81, 2, 22, ... where the server has 100.
 
     Args:
         out: folder; files go to ``out/training/patientXXX``.
         num_patients: how many, >= 1.
-        server, folder: API root and folder identifier; default :data:`SERVER` and :data:`FOLDER`.
-        tries: attempts a file, each going on from where the last one broke off.
-        wait: seconds before the second attempt, doubled from attempt to attempt. timeout: seconds without an answer.
+        server: root of the API; None is :data:`SERVER`.
+        folder: identifier of the data set's folder; None is :data:`FOLDER`.
+        tries: attempts for each file; each one resumes where the last one stopped.
+        wait: seconds before the second attempt; doubled for each further one.
+        timeout: seconds to wait for an answer.
 
     Returns:
         The folder ``out``.
 
     Raises:
         ValueError: num_patients < 1, or more than the server has.
-        ConnectionError: the server cannot be reached, says no, or keeps sending damaged files; with the steps to take by hand.
+        ConnectionError: the server cannot be reached, refuses, or keeps sending damaged files. The message lists the
+            steps to get the data by hand.
     """
     if num_patients < 1:
         raise ValueError(f"num_patients: got {num_patients}, expected at least 1")
@@ -102,7 +105,7 @@ class _Girder:
         return urllib.request.urlopen(request, timeout=self.timeout)
 
     def attempts(self, what: str) -> Iterator[_Attempt]:
-        """Try again after what may pass (broken connections, 5xx, damaged content); give up at once where the server says no."""
+        """Retry after errors that may pass (lost connections, 5xx, damaged files); stop if the server refuses."""
         last = ""
         for number in range(self.tries):
             if number:
@@ -140,7 +143,7 @@ class _Girder:
         return {item["name"]: item for item in self.json(f"item?{query}")}
 
     def fetch(self, item: dict[str, Any], path: Path) -> None:
-        """Download an item to a path unless it is there; resume ``.NAME.part`` where one is."""
+        """Download an item to a path unless the file exists; resume from ``.NAME.part`` if there is one."""
         if path.is_file():
             return
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -164,7 +167,7 @@ class _Girder:
 
 
 class _Attempt:
-    """One try: swallows what may pass, so that the loop around it can go on."""
+    """One try. It suppresses errors that may pass, so that the loop around it can continue."""
 
     def __init__(self) -> None:
         self.done = False
@@ -199,7 +202,7 @@ def _require_complete(part: Path, size: int | None, name: str) -> None:
 
 
 def _spread(names: list[str]) -> list[str]:
-    """Patients in turn from five stretches of the list, which are ACDC's five groups."""
+    """Patients in turn from five equal parts of the list, which are ACDC's five groups."""
     fifth = -(-len(names) // 5)
     return [
         names[group * fifth + place]
@@ -210,7 +213,7 @@ def _spread(names: list[str]) -> list[str]:
 
 
 def _download_patient(api: _Girder, folder: str, target: Path) -> None:
-    """Info.cfg first, since it names the frames; it takes its real name last, so that a half patient is not found as one."""
+    """Fetch Info.cfg first, since it names the frames, but put it in place last: a patient without it is not read."""
     if (target / "Info.cfg").is_file():
         return
     items = api.items(folder)

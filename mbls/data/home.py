@@ -1,13 +1,13 @@
-"""Where the course's data and its recorded tables are, and what the data is called."""
+"""Where the course's data and its recorded tables are."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
 
-from mbls.data.phantom import is_phantom, make_phantom
+from mbls.data.phantom import make_phantom
 
-__all__ = ["data_home", "data_name", "find_data", "recorded"]
+__all__ = ["data_home", "find_data", "recorded"]
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 
@@ -24,7 +24,9 @@ def find_data(root: str | Path | None = None) -> Path:
     for origin, given in (("root", root), ("MBLS_DATA", os.environ.get("MBLS_DATA") or None)):
         if given is not None:
             if not Path(given).is_dir():
-                raise FileNotFoundError(f"{origin}: got {given}, expected an existing folder in the ACDC layout")
+                raise FileNotFoundError(
+                    f"{origin}: got {given}, expected an existing folder in the layout of ACDC or nnU-Net"
+                )
             return Path(given)
     home = data_home()
     real = home / "acdc"
@@ -59,11 +61,6 @@ def recorded(name: str) -> Path:
     if name not in found:
         raise FileNotFoundError(f"name: got {name!r}, expected one of {', '.join(sorted(found)) or 'no file at all'}")
     return found[name]
-
-
-def data_name(root: str | Path) -> str:
-    """ "phantom" or "ACDC": what every figure and table has to say about its data."""
-    return "phantom" if is_phantom(root) else "ACDC"
 
 
 def _checkout() -> Path | None:

@@ -1,4 +1,4 @@
-"""One compact file of a data set, for a machine that it has to be carried to: the middle of every volume, in ACDC's own layout."""
+"""A data set in one small file that is easy to copy to another machine: the middle of each volume, in ACDC's layout."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import nibabel as nib
 import numpy as np
 from tqdm.auto import tqdm
 
-from mbls.data.acdc import PHASES, find_patients, read_volume
+from mbls.data.acdc import PHASES, find_patients
 from mbls.files import atomic_write
 
 __all__ = ["pack_patients"]
@@ -20,15 +20,20 @@ __all__ = ["pack_patients"]
 def pack_patients(root: str | Path, out: str | Path, size: int = 192) -> Path:
     """Write the central size x size voxels of every slice of ED and ES, labels and Info.cfg into a .tar.xz.
 
-    ``tar xf`` makes a folder of it that is read as any other. Intensities are kept in 256 steps of each volume's range, finer than
-    the noise of MR; labels as they are. "zscore" and "percentile" are then taken over what is left of it. The phantom's true
-    probabilities are left out.
+    ``tar xf`` unpacks it into a folder in the ACDC layout. Intensities are stored in 256 steps of each volume's range,
+    which is finer than the noise of MR. Labels are stored unchanged. "zscore" and "percentile" are later computed over
+    the voxels that were kept. The phantom's true probabilities are left out.
 
     Args:
-        root: folder in the ACDC layout. out: file to write, ending in .tar.xz.
+        root: folder in the ACDC layout.
+        out: file to write, ending in .tar.xz.
+        size: voxels along x and y that are kept, >= 1.
+
+    Returns:
+        The path ``out``.
 
     Raises:
-        ValueError: a size below 1; another ending; a volume that cannot be read (nothing is left behind).
+        ValueError: a size below 1; another ending; a volume that cannot be read (then no file is written).
     """
     out = Path(out)
     if size < 1:
@@ -40,12 +45,13 @@ def pack_patients(root: str | Path, out: str | Path, size: int = 192) -> Path:
     with atomic_write(out) as part, tarfile.open(part, "w:xz") as archive:
         for patient in tqdm(patients, desc="pack", unit="patient", leave=False):
             files = {"Info.cfg": (patient.folder / "Info.cfg").read_bytes()}
+            for case in patient.cases():
+                case.read()  # raises where something is wrong with it
             for phase in PHASES:
-                read_volume(patient, phase)  # raises where something is wrong with it
                 for kind in ("image", "labels"):
                     path = patient.path(phase, kind)
                     # Not deflated twice: xz makes less of a compressed stream.
-                    volume = _in_bytes(_middle(nib.load(path), size))
+                    volume = _in_bytes(_middle(nib.Nifti1Image.from_filename(path), size))
                     files[path.name] = gzip.compress(volume.to_bytes(), compresslevel=0, mtime=0)
             for name, content in files.items():
                 entry = tarfile.TarInfo(f"training/{patient.id}/{name}")
@@ -55,7 +61,7 @@ def pack_patients(root: str | Path, out: str | Path, size: int = 192) -> Path:
 
 
 def _middle(volume: nib.Nifti1Image, size: int) -> nib.Nifti1Image:
-    """The voxels that MONAI's centre crop takes; an axis that is shorter stays as it is."""
+    """The voxels that MONAI's centre crop takes; a shorter axis stays as it is."""
     cut = []
     for length in volume.shape[:2]:
         start = max(0, length // 2 - size // 2)
@@ -64,7 +70,7 @@ def _middle(volume: nib.Nifti1Image, size: int) -> nib.Nifti1Image:
 
 
 def _in_bytes(volume: nib.Nifti1Image) -> nib.Nifti1Image:
-    """A byte a voxel; where there are more than 256 different values nibabel notes slope and intercept in the header."""
+    """One byte a voxel. With more than 256 different values, nibabel writes slope and intercept into the header."""
     if volume.get_data_dtype() != np.uint8:
         volume = nib.Nifti1Image(volume.get_fdata(), volume.affine, volume.header)
         volume.set_data_dtype(np.uint8)

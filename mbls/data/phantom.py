@@ -1,14 +1,15 @@
 """A short-axis heart whose true label probabilities are known, written in the layout of ACDC.
 
 The anatomy of each patient (left and right ventricle, myocardium, papillary muscles, organs around them) is drawn from
-one of the five ACDC groups, in end-diastole and end-systole, apex to base. An annotator is then modelled: every contour
-is uncertain by a known number of millimetres, which gives each voxel a distribution over the four classes. The labels are
-drawn from exactly these distributions, smoothly in space, as a hand that slips moves a stretch of contour and not single
-voxels. The image is made from the anatomy with partial volume, bias field and Rician noise.
+one of the five ACDC groups, in end-diastole and end-systole, from apex to base. Then an annotator is modelled. Every
+contour is uncertain by a known number of millimetres, which gives each voxel a distribution over the four classes.
+The labels are drawn from exactly these distributions. They are smooth in space, because a hand that slips moves a
+stretch of contour and not single voxels. The image is made from the anatomy with partial volume, bias field and
+Rician noise.
 
-So a forecaster who knows the anatomy is perfectly calibrated with the stored probabilities, and a network can be compared
-with them voxel by voxel. Sizes follow the class fractions of real ACDC volumes; it is a phantom all the same, and says so
-in its files.
+So a forecaster who knows the anatomy is perfectly calibrated with the stored probabilities, and a network can be
+compared with them voxel by voxel. The sizes follow the class fractions of real ACDC volumes. It is still a phantom,
+and its files say so.
 """
 
 from __future__ import annotations
@@ -25,19 +26,17 @@ from scipy.ndimage import gaussian_filter
 from scipy.special import ndtr
 from tqdm.auto import tqdm
 
-from mbls.data.acdc import GROUPS, NUM_CLASSES, PHASES
+from mbls.data.acdc import GROUPS, NUM_CLASSES, PHANTOM_MARKER, PHASES
 
-__all__ = ["MARKER", "is_phantom", "make_phantom"]
+__all__ = ["make_phantom"]
 
-#: File in the root that marks a phantom and says how it was made; written last, so it also marks a complete one.
-MARKER = "phantom.json"
 _VERSION = 1
 
 _SPACING = (1.5, 1.5, 10.0)  # mm
 _ES_FRAME = 11
 
-#: Root-mean-square over the slices, mm and mm2: radius of the LV cavity, thickness of the wall, area of the RV. From the class
-#: fractions of 160 real ACDC volumes (centred 128 x 128 voxels), read as areas at 1.5 mm a voxel.
+#: Root-mean-square over the slices, mm and mm2: radius of the LV cavity, thickness of the wall, area of the RV. From
+#: the class fractions of 160 real ACDC volumes (centred 128 x 128 voxels), read as areas at 1.5 mm a voxel.
 _SIZES = {
     ("NOR", "ED"): (22.0, 7.2, 1830),
     ("NOR", "ES"): (14.2, 10.6, 830),
@@ -70,13 +69,14 @@ class _Heart:
 
 
 def make_phantom(root: str | Path, num_patients: int = 20, seed: int = 0) -> Path:
-    """Write a phantom data set; an existing one made with the same arguments is left as it is.
+    """Write a phantom data set. One that was made with the same arguments is left as it is.
 
     Args:
-        root: folder to make; ``root/training/patientXXX`` as in ACDC, with ``patientXXX_frameNN_prob.npz`` beside the labels: array
-            "probs", (4, x, y, z) uint8, in 1/255, summing to 255.
-        num_patients: 1..999, groups in turn.
-        seed: same seed, same data, on every machine (numpy's frozen RandomState; intensities and probabilities are rounded).
+        root: folder to make. It has ``training/patientXXX`` as ACDC, with ``patientXXX_frameNN_prob.npz`` beside the
+            labels: array "probs", (4, x, y, z) uint8, in 1/255, summing to 255 in each voxel.
+        num_patients: 1..999; the groups take turns.
+        seed: the same seed gives the same data on every machine (numpy's frozen RandomState; intensities and
+            probabilities are rounded).
 
     Returns:
         The root.
@@ -84,6 +84,12 @@ def make_phantom(root: str | Path, num_patients: int = 20, seed: int = 0) -> Pat
     Raises:
         ValueError: an argument out of range.
         FileExistsError: a folder that holds something else, which is left untouched.
+
+    Example:
+        >>> import tempfile
+        >>> root = make_phantom(Path(tempfile.mkdtemp()), num_patients=1)
+        >>> sorted(path.name for path in (root / "training" / "patient001").iterdir())[:3]
+        ['Info.cfg', 'patient001_frame01.nii.gz', 'patient001_frame01_gt.nii.gz']
     """
     root = Path(root)
     if not 1 <= num_patients <= 999:
@@ -96,7 +102,7 @@ def make_phantom(root: str | Path, num_patients: int = 20, seed: int = 0) -> Pat
         "seed": seed,
         "version": _VERSION,
     }
-    marker = root / MARKER
+    marker = root / PHANTOM_MARKER
     if marker.is_file() and json.loads(marker.read_text()) == recipe:
         return root
     if root.exists() and any(root.iterdir()):
@@ -106,18 +112,14 @@ def make_phantom(root: str | Path, num_patients: int = 20, seed: int = 0) -> Pat
     try:
         for number in tqdm(range(1, num_patients + 1), desc="phantom", unit="patient"):
             _write_patient(building / "training" / f"patient{number:03d}", number, seed)
-        (building / MARKER).write_text(json.dumps(recipe, indent=1) + "\n")
+        # Last, so that it also marks a complete phantom.
+        (building / PHANTOM_MARKER).write_text(json.dumps(recipe, indent=1) + "\n")
         if root.exists():
             root.rmdir()
         building.rename(root)
     finally:
         shutil.rmtree(building, ignore_errors=True)
     return root
-
-
-def is_phantom(root: str | Path) -> bool:
-    """Whether a data root was made here."""
-    return (Path(root) / MARKER).is_file()
 
 
 def _write_patient(folder: Path, number: int, seed: int) -> None:
@@ -268,7 +270,7 @@ def _ellipse_distance(
 
 
 def _annotator(section: _Section) -> np.ndarray:
-    """Distribution of the label that an annotator gives each voxel, (4, x, y): contours off by a normal error, in mm."""
+    """Distribution of the label that an annotator gives each voxel, (4, x, y); contours have a normal error, in mm."""
     if section.depth < 0:  # above the valve plane there is nothing to label
         probs = np.zeros((NUM_CLASSES, *section.endo.shape))
         probs[0] = 1

@@ -11,12 +11,14 @@ from urllib.parse import parse_qs, urlparse
 import pytest
 
 from mbls.__main__ import main
-from mbls.data.acdc import check_patients, find_patients
+from mbls.data.acdc import find_patients
 from mbls.data.download import _spread, download_patients
+from mbls.data.layout import check_dataset
 
 
 class Girder:
-    """Serves a folder in the ACDC layout as ROOT -> database -> training -> patients; ``spoil`` names one misbehaviour a file."""
+    """Serves a folder in the ACDC layout as ROOT -> database -> training -> patients; ``spoil`` names one misbehaviour
+    a file."""
 
     def __init__(self, training):
         self.files = {path.name: path for path in training.rglob("*") if path.is_file() and path.name != "Info.cfg"}
@@ -114,7 +116,7 @@ def leftovers(out):
 def test_downloads_some_patients_whole(girder, tmp_path):
     out = download(girder, tmp_path / "acdc")
     assert [patient.id for patient in find_patients(out)] == ["patient001", "patient002"]
-    assert check_patients(out) == {"patient001": [], "patient002": []}
+    assert check_dataset(out) == {"patient001": [], "patient002": []}
     assert leftovers(out) == []
     # Two frames with labels and one Info.cfg a patient: neither the 4-D series nor anything else.
     assert sum(girder.requests.values()) == 2 * 5
@@ -134,7 +136,7 @@ def test_goes_on_after_cut_connections(girder, tmp_path):
     name = "patient001_frame01.nii.gz"
     girder.spoil[name] = ["cut", "cut"]
     out = download(girder, tmp_path / "acdc", 1)
-    assert check_patients(out) == {"patient001": []}
+    assert check_dataset(out) == {"patient001": []}
     assert girder.requests[name] == 3
     starts = [start for what, start in girder.ranges if what == name]
     assert len(starts) == 2
@@ -144,12 +146,12 @@ def test_goes_on_after_cut_connections(girder, tmp_path):
 def test_a_server_without_ranges_starts_the_file_anew(girder, tmp_path):
     girder.ignore_range = True
     girder.spoil["patient001_frame01.nii.gz"] = ["cut"]
-    assert check_patients(download(girder, tmp_path / "acdc", 1)) == {"patient001": []}
+    assert check_dataset(download(girder, tmp_path / "acdc", 1)) == {"patient001": []}
 
 
 def test_damaged_content_is_thrown_away_and_fetched_again(girder, tmp_path):
     girder.spoil["patient001_frame11_gt.nii.gz"] = ["garble"]
-    assert check_patients(download(girder, tmp_path / "acdc", 1)) == {"patient001": []}
+    assert check_dataset(download(girder, tmp_path / "acdc", 1)) == {"patient001": []}
     assert girder.requests["patient001_frame11_gt.nii.gz"] == 2
 
 
@@ -162,7 +164,7 @@ def test_gives_up_with_the_manual_steps_and_resumes_later(girder, tmp_path):
     with pytest.raises(FileNotFoundError):
         find_patients(out)[0]  # a half patient does not count as one
     assert f".{name}.part" in leftovers(out)
-    assert check_patients(download(girder, out, 1)) == {"patient001": []}
+    assert check_dataset(download(girder, out, 1)) == {"patient001": []}
     assert leftovers(out) == []
     assert girder.requests["patient001_frame01.nii.gz"] == 1
 

@@ -5,8 +5,10 @@ import tarfile
 import pytest
 
 from mbls.__main__ import main
-from mbls.data.acdc import SliceDataset, check_patients, find_patients
+from mbls.data.acdc import find_patients
+from mbls.data.layout import check_dataset, read_dataset
 from mbls.data.pack import pack_patients
+from mbls.data.slices import SliceDataset
 
 
 def assert_within_a_step(before, after):
@@ -22,10 +24,10 @@ def test_unpacked_it_gives_the_same_slices(phantom_root, tmp_path, size):
     assert [entry.name for entry in path.parent.iterdir()] == ["phantom.tar.xz"]
     with tarfile.open(path) as archive:
         archive.extractall(tmp_path / "unpacked", filter="data")
-    assert not any(check_patients(tmp_path / "unpacked").values())
-    before, after = find_patients(phantom_root)[:2], find_patients(tmp_path / "unpacked")[:2]
+    assert not any(check_dataset(tmp_path / "unpacked").values())
+    before, after = (read_dataset(root).first(2) for root in (phantom_root, tmp_path / "unpacked"))
     for crop in (size, 48):
-        sets = [SliceDataset(patients, size=crop, scaling="none") for patients in (before, after)]
+        sets = [SliceDataset(data, size=crop, scaling="none") for data in (before, after)]
         assert_within_a_step(*sets)
         assert sets[0].labels.equal(sets[1].labels)
         assert sets[0].volumes == sets[1].volumes
@@ -39,7 +41,7 @@ def test_real_volumes(acdc_root, tmp_path):
     assert main(["pack", "--data", str(tmp_path / "some"), "--out", str(tmp_path / "acdc.tar.xz")]) == 0
     with tarfile.open(tmp_path / "acdc.tar.xz") as archive:
         archive.extractall(tmp_path / "unpacked", filter="data")
-    sets = [SliceDataset(find_patients(tmp_path / name), size=192, scaling="none") for name in ("some", "unpacked")]
+    sets = [SliceDataset(read_dataset(tmp_path / name), size=192, scaling="none") for name in ("some", "unpacked")]
     assert_within_a_step(*sets)
     assert sets[0].labels.equal(sets[1].labels)
     assert sets[0].volumes == sets[1].volumes

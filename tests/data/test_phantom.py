@@ -6,8 +6,9 @@ import json
 import numpy as np
 import pytest
 
-from mbls.data.acdc import GROUPS, PHASES, find_patients, read_volume
-from mbls.data.phantom import MARKER, is_phantom, make_phantom
+from mbls.data.acdc import GROUPS, PHANTOM_MARKER, PHASES
+from mbls.data.layout import read_dataset
+from mbls.data.phantom import make_phantom
 from mbls.metrics import expected_calibration_error
 
 
@@ -18,11 +19,10 @@ def files(root):
 def contents(root):
     """What a reader sees, without the time stamps that gzip and zip carry."""
     digest = hashlib.sha256()
-    for patient in find_patients(root):
-        for phase in PHASES:
-            volume = read_volume(patient, phase)
-            for array in (volume.image.astype(np.int16), volume.labels, volume.probs):
-                digest.update(np.ascontiguousarray(array).tobytes())
+    for case in read_dataset(root).cases:
+        volume = case.read()
+        for array in (volume.image.astype(np.int16), volume.labels, (255 * volume.truth).round().astype(np.uint8)):
+            digest.update(np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()
 
 
@@ -65,26 +65,27 @@ def test_an_interrupted_run_leaves_nothing_behind(tmp_path, monkeypatch):
 
 
 def test_it_says_what_it_is(phantom_root):
-    assert is_phantom(phantom_root)
-    assert "not patients" in json.loads((phantom_root / MARKER).read_text())["what"]
-    assert [patient.group for patient in find_patients(phantom_root)] == list(GROUPS)
+    assert "not patients" in json.loads((phantom_root / PHANTOM_MARKER).read_text())["what"]
+    assert list(read_dataset(phantom_root).subjects.values()) == list(GROUPS)
+    assert read_dataset(phantom_root).name == "phantom"
 
 
 def statistics(root):
-    """Class fractions and mean intensities of the centred 128 x 128 voxels: (phase, group, fractions, means) a volume."""
+    """Class fractions and mean intensities of the centred 128 x 128 voxels: (phase, group, fractions, means) a
+    volume."""
     rows = []
-    for patient in find_patients(root):
-        for phase in PHASES:
-            volume = read_volume(patient, phase)
-            x, y = (max((n - 128) // 2, 0) for n in volume.labels.shape[:2])
-            labels, image = (array[x : x + 128, y : y + 128] for array in (volume.labels, volume.image))
-            fractions = [(labels == label).mean() for label in range(4)]
-            means = [image[labels == label].mean() for label in range(4)]
-            rows.append((phase, patient.group, fractions, means))
+    for case in read_dataset(root).cases:
+        volume = case.read()
+        x, y = (max((n - 128) // 2, 0) for n in volume.labels.shape[:2])
+        labels, image = (array[x : x + 128, y : y + 128] for array in (volume.labels, volume.image[0]))
+        fractions = [(labels == label).mean() for label in range(4)]
+        means = [image[labels == label].mean() for label in range(4)]
+        rows.append((case.id[-2:], case.group, fractions, means))
     return rows
 
 
-#: Means over 160 real ACDC volumes, the same way: fractions of RV, MYO, LV; intensities of background, RV, MYO, LV (0..1000).
+#: Means over 160 real ACDC volumes, the same way: fractions of RV, MYO, LV; intensities of background, RV, MYO, LV
+#: (0..1000).
 ACDC_FRACTIONS = (0.0363, 0.0402, 0.0399)
 ACDC_MEANS = (272, 527, 261, 623)
 #: Fraction of the LV in end-diastole and end-systole by group.
@@ -108,27 +109,27 @@ def test_statistics_are_like_those_of_acdc(phantom_root):
         np.testing.assert_allclose(found, expected, rtol=0.35, err_msg=group)
 
 
-def test_labels_follow_the_stored_probabilities(phantom_patients):
-    """Pooled over the uncertain voxels, labels come up as often as their probabilities say; so the stored ones are calibrated."""
+def test_labels_follow_the_stored_probabilities(phantom):
+    """Pooled over the uncertain voxels, labels come up as often as their probabilities say; so the stored ones are
+    calibrated."""
     import torch
 
     probs, labels = [], []
-    for patient in phantom_patients:
-        for phase in PHASES:
-            volume = read_volume(patient, phase)
-            unsure = volume.probs.max(0) < 250
-            probs.append(volume.probs[:, unsure].T / 255)
-            labels.append(volume.labels[unsure])
+    for case in phantom.cases:
+        volume = case.read()
+        unsure = volume.truth.max(0) < 250 / 255
+        probs.append(volume.truth[:, unsure].T.astype(float))
+        labels.append(volume.labels[unsure])
     probs, labels = torch.tensor(np.concatenate(probs)), torch.tensor(np.concatenate(labels)).long()
     assert len(labels) > 50_000
     assert expected_calibration_error(probs, labels) < 0.02
     assert 0.6 < (probs.argmax(1) == labels).double().mean() < 0.9
 
 
-def test_labels_are_smooth_contours_not_speckle(phantom_patients):
+def test_labels_are_smooth_contours_not_speckle(phantom):
     from scipy.ndimage import label as connected
 
-    volume = read_volume(phantom_patients[0], "ED")
+    volume = phantom.cases[0].read()
     middle = volume.labels[..., volume.labels.shape[2] // 2]
     for structure in (1, 2, 3):
         pieces, count = connected(middle == structure)
