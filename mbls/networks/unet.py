@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import itertools
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-__all__ = ["UNet"]
+__all__ = ["Norm", "UNet"]
+
+Norm = Literal["batch", "instance"]
 
 _CONV = {2: nn.Conv2d, 3: nn.Conv3d}
 _MAX_POOL = {2: F.max_pool2d, 3: F.max_pool3d}
@@ -24,9 +27,9 @@ class UNet(nn.Module):
     The filters double from level to level; every pooling halves the grid but the last, which divides it by 4.
 
     Args:
+        out_channels: classes K.
         spatial_dims: 2 or 3.
         in_channels: image channels.
-        out_channels: classes K.
         base_channels: filters of the first level.
         levels: resolutions, >= 2.
         norm: None (the paper), "batch" or "instance".
@@ -36,19 +39,26 @@ class UNet(nn.Module):
         up works (twice that with "instance"); a multiple of it keeps all grids aligned.
 
     Raises:
-        ValueError: an option out of range; images of another number of dimensions or channels, or too small for the levels.
+        ValueError: an option out of range; images of another number of dimensions or channels, or too small for the
+            levels.
 
-    Source: Ronneberger et al., MICCAI 2015, in the variant of the official implementation of arXiv 2209.09641.
+    Example:
+        >>> UNet(2, spatial_dims=3, base_channels=2, levels=2)(torch.zeros(1, 1, 8, 8, 8)).shape
+        torch.Size([1, 2, 8, 8, 8])
+
+    References:
+        Ronneberger et al., MICCAI 2015, in the variant of the official implementation of arXiv 2209.09641.
     """
 
     def __init__(
         self,
+        out_channels: int,
+        *,
         spatial_dims: int = 2,
         in_channels: int = 1,
-        out_channels: int = 4,
         base_channels: int = 32,
         levels: int = 5,
-        norm: str | None = None,
+        norm: Norm | None = None,
     ) -> None:
         super().__init__()
         if spatial_dims not in (2, 3):
@@ -61,7 +71,7 @@ class UNet(nn.Module):
         ):
             if value < least:
                 raise ValueError(f"{name}: got {value}, expected at least {least}")
-        if norm is not None and norm not in _NORM:
+        if norm is not None and norm not in get_args(Norm):
             raise ValueError(f'norm: got {norm!r}, expected None, "batch" or "instance"')
         self.spatial_dims = spatial_dims
         self.in_channels = in_channels
@@ -100,7 +110,7 @@ class UNet(nn.Module):
         return self.head(features)
 
 
-def _double_conv(spatial_dims: int, in_channels: int, out_channels: int, norm: str | None) -> nn.Sequential:
+def _double_conv(spatial_dims: int, in_channels: int, out_channels: int, norm: Norm | None) -> nn.Sequential:
     layers: list[nn.Module] = []
     for channels in (in_channels, out_channels):
         layers.append(_CONV[spatial_dims](channels, out_channels, kernel_size=3, padding=1))
