@@ -7,28 +7,36 @@ import math
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Literal
 
 import torch
 from lightning_fabric import Fabric
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-__all__ = ["ONE_THREAD_FLOPS", "forward_flops", "make_fabric", "set_memory_format", "threads_for"]
+__all__ = ["ONE_THREAD_FLOPS", "Precision", "forward_flops", "make_fabric", "set_memory_format", "threads_for"]
 
-#: A forward pass of less work than this runs on one thread. Measured (benchmarks/threads.py): below it a second thread takes a
-#: tenth to a third off a step; but two programs with two threads each, on two cores, slow each other a hundredfold.
+#: A forward pass of less work than this runs on one thread. Measured (benchmarks/threads.py): below it a second thread
+#: takes a tenth to a third off a step; but two programs with two threads each, on two cores, slow each other a
+#: hundredfold.
 ONE_THREAD_FLOPS = 4e9
 
 
-def make_fabric(precision: str = "32-true", accelerator: str = "auto") -> Fabric:
-    """Fabric for this process: one device when started plainly, the launcher's devices under ``fabric run`` or ``torchrun``.
+#: As Fabric names them.
+Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
+
+
+def make_fabric(precision: Precision = "32-true", accelerator: str = "auto") -> Fabric:
+    """Fabric for this process: one device when started plainly, the launcher's devices under ``fabric run`` or
+    ``torchrun``.
 
     Args:
-        precision: "32-true", "bf16-mixed" or "16-mixed", as Fabric names them.
+        precision: "32-true", "bf16-mixed" or "16-mixed".
         accelerator: "auto", "cpu" or "cuda". Under ``fabric run`` its own two options count instead.
     """
     if "LT_CLI_USED" in os.environ:
-        # `fabric run` has set accelerator, devices and precision, and started the processes: launching again is an error.
+        # `fabric run` has set accelerator, devices and precision, and started the processes: launching again is an
+        # error.
         return Fabric()
     if "LOCAL_WORLD_SIZE" in os.environ:
         local = int(os.environ["LOCAL_WORLD_SIZE"])
@@ -54,7 +62,8 @@ def set_memory_format(model: nn.Module, fabric: Fabric) -> None:
 
 
 def forward_flops(model: nn.Module, shape: Sequence[int]) -> float:
-    """Floating point operations of a forward pass over images of a shape, (B, C, *spatial), counted on tensors without data.
+    """Floating point operations of a forward pass over images of a shape, (B, C, *spatial), counted on tensors without
+    data.
 
     Infinite where torch cannot run the network so.
     """
@@ -73,8 +82,8 @@ def forward_flops(model: nn.Module, shape: Sequence[int]) -> float:
 def threads_for(flops: float, device: torch.device) -> Iterator[None]:
     """Run a network on as many threads as its work is worth; the number of before is back afterwards.
 
-    On a CPU one thread, where a forward pass takes less than :data:`ONE_THREAD_FLOPS`, else as many as torch has. The work decides,
-    never time or load, so that a resumed run adds up in the same order as the uninterrupted one.
+    On a CPU one thread, where a forward pass takes less than :data:`ONE_THREAD_FLOPS`, else as many as torch has. The
+    work decides, never time or load, so that a resumed run adds up in the same order as the uninterrupted one.
 
     Args:
         flops: of the forward pass of a batch, from :func:`forward_flops`.

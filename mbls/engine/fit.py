@@ -30,9 +30,10 @@ from lightning_fabric import Fabric
 from torch import nn
 from tqdm.auto import tqdm
 
-from mbls.data.acdc import SliceDataset
+from mbls.data.slices import SliceDataset
 from mbls.engine.devices import forward_flops, make_fabric, set_memory_format, threads_for
-from mbls.engine.judge import evaluate
+from mbls.engine.judge import judge
+from mbls.engine.predict import predict
 from mbls.files import atomic_write
 
 __all__ = ["BEST", "CHECKPOINT", "Fit", "FitSettings", "TrainingSet", "fit", "load_weights", "weights_checksum"]
@@ -42,7 +43,7 @@ CHECKPOINT = "last.pt"
 BEST = "best.pt"
 
 #: Figures of a validation that the history keeps, as ``val_dsc`` and so on.
-FIGURES = ("dsc", "ece", "ece_fg", "nll", "mean_distance")
+VALIDATED = ("dsc", "ece", "ece_fg", "nll", "mean_distance")
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,7 @@ class Fit:
 
 
 class TrainingSet(Protocol):
-    """What :func:`fit` asks of a training set; :class:`mbls.data.acdc.SliceDataset` is one.
+    """What :func:`fit` asks of a training set; :class:`mbls.data.slices.SliceDataset` is one.
 
     Attributes:
         images: (N, C, *spatial) float.
@@ -165,7 +166,7 @@ def fit(
         out: folder for the checkpoints; None keeps nothing on disk.
         alpha_schedule: epoch (from 0) -> weight of the loss's penalty, e.g. :class:`mbls.losses.AlphaSchedule`.
         on_validation: called in every process after each validation with the epoch (from 1), the model in eval mode
-            and the figures (dsc, ece, ...). What it draws at random, or a mode that it sets, does not reach the
+            and the metrics (dsc, ece, ...). What it draws at random, or a mode that it sets, does not reach the
             training. An epoch that is interrupted before its checkpoint is written is validated again.
         progress: whether to show a bar.
 
@@ -599,7 +600,8 @@ def _share_buffers(run: _Run) -> None:
 
 
 def _alphas(schedule: Callable[[int], float], epochs: int) -> list[float]:
-    """The weight in each epoch; all at once, so that a bad one is told before the training and not after hours of it."""
+    """The weight in each epoch; all at once, so that a bad one is told before the training and not after hours of
+    it."""
     alphas = []
     for epoch in range(epochs):
         given = schedule(epoch)
@@ -611,12 +613,11 @@ def _alphas(schedule: Callable[[int], float], epochs: int) -> list[float]:
 
 
 def _set_alpha(loss: nn.Module, alpha: float) -> None:
-    target: Any = loss if hasattr(loss, "alpha") else getattr(loss, "loss", loss)
-    if not hasattr(target, "alpha"):
+    if not hasattr(loss, "alpha"):
         raise ValueError(
-            f"alpha_schedule: got one for {type(target).__name__}, expected a loss with a penalty weight alpha"
+            f"alpha_schedule: got one for {type(loss).__name__}, expected a loss with a penalty weight alpha"
         )
-    target.alpha = alpha
+    cast(Any, loss).alpha = alpha
 
 
 @contextmanager
@@ -666,24 +667,22 @@ def _is_validated(epoch: int, settings: FitSettings) -> bool:
 def _validate_epoch(
     run: _Run, val: SliceDataset, on_validation: Callable[[int, nn.Module, dict[str, float]], None] | None
 ) -> dict[str, float]:
-    """Judge the network, keep its weights where they are the best so far; returns the figures of the history's row."""
-    figures = _validate(run.network, val, run.fabric)
+    """Judge the network, keep its weights where they are the best so far; returns the metrics of the history's row."""
+    metrics = _validate(run.network, val, run.fabric)
     result = run.result
-    if figures["dsc"] > (-math.inf if result.best_dsc is None else result.best_dsc):  # NaN never is
-        result.best_epoch, result.best_dsc = run.epoch + 1, figures["dsc"]
+    if metrics["dsc"] > (-math.inf if result.best_dsc is None else result.best_dsc):  # NaN never is
+        result.best_epoch, result.best_dsc = run.epoch + 1, metrics["dsc"]
         result.best_weights = _on_cpu(run.model)
     if on_validation is not None:
-        on_validation(run.epoch + 1, run.model, dict(figures))
-    return {f"val_{name}": value for name, value in figures.items()}
+        on_validation(run.epoch + 1, run.model, dict(metrics))
+    return {f"val_{name}": value for name, value in metrics.items()}
 
 
 def _validate(network: nn.Module, val: SliceDataset, fabric: Fabric) -> dict[str, float]:
-    """The :data:`FIGURES` of a network; all NaN where the labels hold no structure. Leaves it in eval mode."""
-    network.eval()
-    if not (val.labels > 0).any():
-        return dict.fromkeys(FIGURES, math.nan)
-    figures = evaluate(network, val, fabric, surface=False, progress=False).summary()
-    return {name: float(figures[name]) for name in FIGURES}
+    """The :data:`VALIDATED` of a network, NaN where the labels hold nothing to judge. Leaves it in eval mode."""
+    predictions = predict(network, val, fabric, val.volumes[fabric.global_rank :: fabric.world_size])
+    metrics = judge(predictions, val.class_names, VALIDATED, pool=False, fabric=fabric).summary()
+    return {name: metrics[name] for name in VALIDATED}
 
 
 # Plain numbers.

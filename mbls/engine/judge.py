@@ -1,220 +1,409 @@
-"""Judge a network on volumes: overlap and calibration of each, bins and logit distances pooled over all of them."""
+"""Judge predictions: overlap and calibration of each case and class, bins and logit distances pooled over all of them.
+
+Everything is taken in one pass over the predictions, also what would be there after post-hoc scaling. A new metric is
+one function and one row of :data:`METRICS`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import csv
+import functools
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 import torch
 from lightning_fabric import Fabric
-from lightning_fabric.wrappers import is_wrapped
-from torch import nn
 from tqdm.auto import tqdm
 
-from mbls.constraints import logit_distances
-from mbls.data.acdc import CLASS_NAMES, SliceDataset, VolumeSlices
-from mbls.engine.devices import forward_flops, make_fabric, set_memory_format, threads_for
+from mbls.constraints import logit_distances, mean_loser_distance
+from mbls.data.slices import IGNORED
+from mbls.engine.predict import Prediction
+from mbls.files import atomic_write, write_table
 from mbls.metrics import (
     CalibrationBins,
+    Region,
     adaptive_calibration_error,
-    average_over_volumes,
     brier_score,
     negative_log_likelihood,
     region_mask,
     segmentation_scores,
 )
-from mbls.posthoc import TemperatureScaling
 
 __all__ = [
-    "CALIBRATION",
     "DISTANCE_EDGES",
-    "REGIONS",
-    "Evaluation",
+    "ENDINGS",
+    "METRICS",
+    "SCALED",
+    "Judgement",
+    "Metric",
+    "columns",
     "distance_counts",
-    "evaluate",
-    "fit_temperature",
-    "predict_volumes",
+    "judge",
+    "metric_of",
 ]
 
 #: Regions that calibration is judged over, with the ending of their columns.
-REGIONS = {"all": "", "foreground": "_fg"}
-#: The figures taken in each region.
-CALIBRATION = ("ece", "cece", "aece", "nll", "brier", "mean_distance")
-
+ENDINGS: dict[Region, str] = {"all": "", "foreground": "_fg"}
+#: What the columns of metrics taken after post-hoc scaling begin with.
+SCALED = "scaled_"
 #: Bins of the histogram of logit distances, in logits; the last one holds everything above.
 DISTANCE_EDGES = np.append(np.arange(0, 20, 0.25), np.inf)
 
 
-@dataclass
-class Evaluation:
-    """Figures of a network on some volumes.
+class _Case:
+    """One case's logits and labels as a batch of one, and what is computed from them once."""
+
+    def __init__(self, logits: torch.Tensor, labels: torch.Tensor) -> None:
+        self.logits, self.labels = logits.unsqueeze(0), labels.unsqueeze(0)
+
+    @functools.cached_property
+    def probs(self) -> torch.Tensor:
+        return self.logits.softmax(1)
+
+    @functools.cached_property
+    def distances(self) -> torch.Tensor:
+        return logit_distances(self.logits)
+
+    @functools.cached_property
+    def mean_distances(self) -> torch.Tensor:
+        return mean_loser_distance(self.logits)
+
+
+class _Voxels:
+    """The voxels of a case that count in a region."""
+
+    def __init__(self, case: _Case, region: Region) -> None:
+        # The region is taken slice by slice: the first spatial axis stands for the batch.
+        mask = (region_mask(case.labels[0], region) & (case.labels[0] != IGNORED)).unsqueeze(0)
+        self.number = int(mask.sum())
+        # The metrics take None for all voxels, which costs less than a mask of ones.
+        self.mask = None if self.number == mask.numel() else mask
+        self.case, self.logits, self.labels = case, case.logits, case.labels
+
+    @property
+    def probs(self) -> torch.Tensor:
+        return self.case.probs
+
+    @property
+    def distances(self) -> torch.Tensor:
+        return self.case.distances
+
+    @functools.cached_property
+    def bins(self) -> CalibrationBins:
+        return CalibrationBins(self.logits.shape[1]).update(self.probs, self.labels, self.mask)
+
+
+def _mean_distance(voxels: _Voxels) -> float:
+    distances = voxels.case.mean_distances
+    return float((distances if voxels.mask is None else distances[voxels.mask]).double().mean())
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One row of the table of metrics.
 
     Attributes:
-        volumes: one row a volume; see :func:`evaluate`.
-        bins: confidence bins pooled over all voxels of a region, "all" and "foreground".
-        distances: :func:`distance_counts` of the same voxels.
+        title: for tables and axes.
+        digits: after the point.
+        better: which direction is good, None for a description.
+        function: of a case's voxels in a region: a number, or one a class, of which a row then holds the mean too.
+            None: overlap and surface scores, one a structure, which come together from
+            :func:`mbls.metrics.segmentation_scores`.
     """
 
-    volumes: list[dict[str, Any]]
+    title: str
+    digits: int
+    better: Literal["high", "low"] | None
+    function: Callable[[_Voxels], float | np.ndarray] | None = None
+
+
+METRICS = {
+    "dsc": Metric("DSC", 3, "high"),
+    "hd95": Metric("HD95", 2, "low"),
+    "asd": Metric("ASD", 2, "low"),
+    "ece": Metric("ECE", 4, "low", lambda voxels: voxels.bins.ece()),
+    "cece": Metric("CECE", 4, "low", lambda voxels: voxels.bins.classwise("ece")),
+    "aece": Metric("AECE", 4, "low", lambda v: adaptive_calibration_error(v.probs, v.labels, mask=v.mask)),
+    "nll": Metric("NLL", 3, "low", lambda v: negative_log_likelihood(v.probs, v.labels, v.mask)),
+    "brier": Metric("Brier", 3, "low", lambda v: brier_score(v.probs, v.labels, v.mask)),
+    "mean_distance": Metric("mean distance", 2, None, _mean_distance),
+}
+
+
+def columns(surface: bool = True, scaled: bool = False) -> list[str]:
+    """The columns that :func:`judge` fills: each metric, in each region where it has regions.
+
+    Args:
+        surface: False leaves out HD95 and ASD, which take most of the time.
+        scaled: the columns after post-hoc scaling instead.
+    """
+    overlap = [name for name, metric in METRICS.items() if metric.function is None and (surface or name == "dsc")]
+    by_region = [f"{name}{end}" for end in ENDINGS.values() for name, metric in METRICS.items() if metric.function]
+    return [f"{SCALED}{name}" for name in by_region] if scaled else overlap + by_region
+
+
+def metric_of(column: str) -> tuple[Region, Metric]:
+    """The region ("all" or "foreground") and the row of :data:`METRICS` that a column belongs to.
+
+    Raises:
+        ValueError: no such metric.
+
+    Example:
+        >>> region, metric = metric_of("scaled_ece_fg")
+        >>> region, metric.title, metric.digits
+        ('foreground', 'ECE', 4)
+    """
+    name = column.removeprefix(SCALED)
+    region: Region = "foreground" if name.endswith(ENDINGS["foreground"]) else "all"
+    name = name.removesuffix(ENDINGS["foreground"])
+    if name not in METRICS:
+        raise ValueError(f"metric: got {column!r}, expected one of {', '.join(columns())}")
+    return region, METRICS[name]
+
+
+@dataclass
+class Judgement:
+    """Figures of some predictions.
+
+    Attributes:
+        class_names: K names, index 0 the background.
+        cases: one row a case; see :func:`judge`.
+        bins: confidence bins pooled over all voxels of "all" and "foreground"; after post-hoc scaling "scaled_all" and
+            "scaled_foreground".
+        distances: :func:`distance_counts` of the same voxels, before scaling.
+    """
+
+    class_names: tuple[str, ...]
+    cases: list[dict[str, Any]]
     bins: dict[str, CalibrationBins]
     distances: dict[str, np.ndarray]
 
     def summary(self) -> dict[str, float]:
-        """Means over volumes, as the official evaluation takes them: calibration weighted by the voxels counted, DSC unweighted.
+        """Unweighted means: of calibration over the cases, of overlap over the structures found in all of them.
 
-        ``hd95`` and ``asd`` are means over the structures found; ``missed`` counts the structures in the labels that were not, or
-        the other way round.
+        ``missed`` counts the structures in the labels that were not found, or the other way round. NaN where nothing
+        was to be judged.
         """
-        figures: dict[str, float] = {}
-        for score in ("dsc", "hd95", "asd"):
-            values = np.array(
-                [[row[f"{score}_{name}"] for name in CLASS_NAMES[1:]] for row in self.volumes if f"{score}_RV" in row]
-            )
-            if values.size:
-                found = values[np.isfinite(values)]
-                figures[score] = float(found.mean()) if found.size else float("nan")
-                if score == "hd95":
-                    figures["missed"] = int(np.isinf(values).sum())
-        for region, suffix in REGIONS.items():
-            weights = [row[f"voxels{suffix}"] for row in self.volumes]
-            if sum(weights) == 0:
-                raise ValueError(f"volumes: got no {region} voxel in {len(self.volumes)} volumes, expected some")
-            for score in CALIBRATION:
-                name = f"{score}{suffix}"
-                figures[name] = average_over_volumes([row[name] for row in self.volumes], weights)
-        return figures
+        metrics: dict[str, float] = {}
+        there = list(self.cases[0]) if self.cases else []
+        for name, metric in METRICS.items():
+            if metric.function is None and name in there:
+                keys = [f"{name}_{structure}" for structure in self.class_names[1:]]
+                values = np.array([[row[key] for key in keys] for row in self.cases])
+                metrics[name] = _mean(values[np.isfinite(values)])
+                if name == "hd95":
+                    metrics["missed"] = int(np.isinf(values).sum())
+        for column in (*columns(), *columns(scaled=True)):
+            if column in there and metric_of(column)[1].function is not None:
+                values = np.array([row[column] for row in self.cases])
+                metrics[column] = _mean(values[~np.isnan(values)])
+        return metrics
 
     def pooled(self) -> dict[str, float]:
-        """ECE, CECE, ACE and MCE over all voxels of a region at once, as if they were one volume."""
-        figures = {}
-        for region, suffix in REGIONS.items():
+        """ECE, CECE, ACE and MCE over all voxels of a region at once, as if they were one volume; NaN without any."""
+        names = ("ece", "cece", "ace", "mce")
+        metrics = {}
+        for region, end in ENDINGS.items():
             bins = self.bins[region]
-            figures |= {f"{name}{suffix}": getattr(bins, name)() for name in ("ece", "cece", "ace", "mce")}
-        return figures
+            known = bins.num_voxels > 0
+            metrics |= {f"{name}{end}": getattr(bins, name)() if known else float("nan") for name in names}
+        return metrics
 
     def histograms(self) -> pd.DataFrame:
-        """The pooled histograms, a bin a row: region, kind ("confidence" or "distance"), low, high, count, and for confidence
-        the bin's mean confidence and accuracy."""
+        """The pooled histograms, a bin a row: region, kind ("confidence" or "distance"), low, high, count, and for
+        confidence the bin's mean confidence and accuracy."""
         tables = []
-        for region in REGIONS:
+        for region in ENDINGS:
+            if self.bins[region].num_voxels == 0:
+                continue
             confidence = self.bins[region].reliability()
-            columns = {"low": confidence.edges[:-1], "high": confidence.edges[1:], "count": confidence.count}
-            columns |= {"confidence": confidence.confidence, "accuracy": confidence.accuracy}
-            tables.append(pd.DataFrame({"region": region, "kind": "confidence", **columns}))
-            columns = {"low": DISTANCE_EDGES[:-1], "high": DISTANCE_EDGES[1:], "count": self.distances[region]}
-            tables.append(pd.DataFrame({"region": region, "kind": "distance", **columns}))
+            parts = {"low": confidence.edges[:-1], "high": confidence.edges[1:], "count": confidence.count}
+            parts |= {"confidence": confidence.confidence, "accuracy": confidence.accuracy}
+            tables.append(pd.DataFrame({"region": region, "kind": "confidence", **parts}))
+            parts = {"low": DISTANCE_EDGES[:-1], "high": DISTANCE_EDGES[1:], "count": self.distances[region]}
+            tables.append(pd.DataFrame({"region": region, "kind": "distance", **parts}))
         return pd.concat(tables, ignore_index=True)
 
+    def save(self, folder: Path, name: str = "") -> None:
+        """Write ``cases{name}.csv``, and bins and distances as ``bins{name}.npz``."""
+        write_table(pd.DataFrame(self.cases), folder / f"cases{name}.csv")
+        arrays: dict[str, Any] = {f"distances {region}": counts for region, counts in self.distances.items()}
+        for region, bins in self.bins.items():
+            arrays |= {f"{key} {region}": part.cpu().numpy() for key, part in bins.state_dict().items()}
+        with atomic_write(folder / f"bins{name}.npz") as part, part.open("wb") as file:
+            np.savez_compressed(file, class_names=np.array(self.class_names), **arrays)
 
-def distance_counts(distances: torch.Tensor, mask: torch.Tensor, edges: np.ndarray = DISTANCE_EDGES) -> np.ndarray:
-    """Histogram of the distances of the losing classes: K - 1 a voxel, without the winner's own zero.
+    @classmethod
+    def load(cls, folder: Path, name: str = "") -> Judgement:
+        """What :meth:`save` wrote."""
+        # Not by pandas: a group may be called "NA", a subject "007".
+        with (folder / f"cases{name}.csv").open(encoding="utf-8", newline="") as file:
+            cases = [{column: _value(column, text) for column, text in row.items()} for row in csv.DictReader(file)]
+        with np.load(folder / f"bins{name}.npz") as archive:
+            arrays = {key: archive[key] for key in archive.files}
+        class_names = tuple(arrays["class_names"].tolist())
+        bins, distances = {}, {}
+        for key, value in arrays.items():
+            kind, _, region = key.partition(" ")
+            if kind == "count":
+                bins[region] = CalibrationBins(len(class_names), value.shape[1])
+                parts = {part: torch.from_numpy(arrays[f"{part} {region}"]) for part in bins[region].state_dict()}
+                bins[region].load_state_dict(parts)
+            elif kind == "distances":
+                distances[region] = value
+        return cls(class_names, cases, bins, distances)
+
+
+def _value(column: str, text: str) -> Any:
+    """A cell of a table of cases; an empty one is no group, or not a number."""
+    if column in ("case", "subject", "group"):
+        return text or None
+    return int(text) if text.isdigit() else float(text or "nan")
+
+
+def _mean(values: np.ndarray) -> float:
+    return float(values.mean()) if values.size else float("nan")
+
+
+def distance_counts(distances: torch.Tensor, mask: torch.Tensor | None = None) -> np.ndarray:
+    """Histogram of the distances of the losing classes over :data:`DISTANCE_EDGES`: K - 1 a voxel, without the winner's
+    zero.
 
     Args:
         distances: :func:`mbls.constraints.logit_distances`, (B, K, *spatial).
-        mask: (B, *spatial) boolean, the voxels to count.
-        edges: of the bins; the first is 0.
+        mask: (B, *spatial) boolean, the voxels to count; None counts all.
     """
-    counted = distances.movedim(1, -1)[mask]
-    counts, _ = np.histogram(counted.numpy(), edges)
+    counted = distances.movedim(1, -1)
+    counted = counted.flatten(0, -2) if mask is None else counted[mask]
+    edges = torch.as_tensor(DISTANCE_EDGES, dtype=counted.dtype, device=counted.device)
+    place = torch.bucketize(counted.flatten(), edges, right=True) - 1
+    counts = torch.bincount(place, minlength=len(edges) - 1)
     counts[0] -= len(counted)  # the winner of each voxel
-    return counts
+    return counts.cpu().numpy()
 
 
-def evaluate(
-    model: nn.Module,
-    dataset: SliceDataset,
-    fabric: Fabric | None = None,
-    surface: bool = True,
+def judge(
+    predictions: Iterable[Prediction],
+    class_names: Sequence[str],
+    wanted: Sequence[str] | None = None,
     scale: Callable[[torch.Tensor], torch.Tensor] | None = None,
-    progress: bool = True,
-) -> Evaluation:
-    """Segment every volume and judge overlap and calibration; each process takes its share, all get all rows.
+    pool: bool = True,
+    fabric: Fabric | None = None,
+    progress: bool = False,
+) -> Judgement:
+    """All metrics of some predictions, in one pass over them.
 
     Args:
-        surface: False leaves out HD95 and ASD. Distances are in mm where the files know their spacing, else in voxels.
-        scale: applied to the logits first, e.g. a fitted :class:`mbls.posthoc.TemperatureScaling`.
+        predictions: from :func:`mbls.engine.predict.predict` or :func:`mbls.engine.predict.read_predictions`.
+        class_names: K names, index 0 the background.
+        wanted: which of :func:`columns`; None takes all. HD95 and ASD are in mm where the spacing is known, else in
+            voxels.
+        scale: applied to logits (B, K, *spatial), e.g. a fitted :class:`mbls.posthoc.TemperatureScaling`; everything
+            but the overlap is then taken a second time behind it, in columns that begin with "scaled_".
+        pool: False leaves out the bins and distances of all voxels together.
+        fabric: with n processes, each judges every n-th case, and all get all rows.
+        progress: whether a bar is shown.
 
     Returns:
-        An :class:`Evaluation`; its rows hold patient, group, phase, voxels, voxels_fg, dsc/hd95/asd of RV, MYO and LV, and
-        ece, cece, aece, nll, brier, mean_distance over all voxels and (``_fg``) over those whose label is a structure.
+        A :class:`Judgement`; its rows hold case, subject, group, voxels, voxels_fg (those whose label is a structure),
+        the overlap as ``dsc_NAME`` of each structure and ``dsc`` as the mean over those found, and each other metric
+        over all voxels and (``_fg``) over the foreground. NaN: the structure, or the region, is not there; infinite: a
+        structure is only in one of prediction and labels.
+
+    Raises:
+        ValueError: an unknown column; predictions of another number of classes or shape; values as in mbls.metrics.
     """
-    fabric = fabric or make_fabric()
-    share = dataset.volumes[fabric.global_rank :: fabric.world_size]
-    rows = []
-    bins = {region: CalibrationBins(len(CLASS_NAMES)) for region in REGIONS}
-    counts = {region: np.zeros(len(DISTANCE_EDGES) - 1, dtype=np.int64) for region in REGIONS}
-    volumes = predict_volumes(model, dataset, fabric, share)
-    for volume, logits, labels in tqdm(
-        volumes, total=len(share), desc="evaluate", unit="volume", leave=False, disable=not progress
-    ):
-        logits = logits if scale is None else scale(logits)
-        probs = logits.softmax(1)
-        row: dict[str, Any] = {"patient": volume.patient, "group": volume.group, "phase": volume.phase}
-        scores = segmentation_scores(logits.argmax(1), labels, len(CLASS_NAMES), volume.spacing, surface)
-        for score, values in scores.items():
-            row |= {f"{score}_{name}": value for name, value in zip(CLASS_NAMES[1:], values, strict=True)}
-        distances = logit_distances(logits)
-        mean_distance = distances.mean(1)
-        for region, suffix in REGIONS.items():
-            mask = region_mask(labels, region)
-            row[f"voxels{suffix}"] = int(mask.sum())
-            if not mask.any():
-                row |= {f"{name}{suffix}": float("nan") for name in CALIBRATION}
-                continue
-            volume_bins = CalibrationBins(len(CLASS_NAMES)).update(probs, labels, mask)
-            bins[region].merge(volume_bins)
-            counts[region] += distance_counts(distances, mask)
-            row |= {
-                f"ece{suffix}": volume_bins.ece(),
-                f"cece{suffix}": volume_bins.cece(),
-                f"aece{suffix}": adaptive_calibration_error(probs, labels, mask=mask),
-                f"nll{suffix}": negative_log_likelihood(probs, labels, mask),
-                f"brier{suffix}": brier_score(probs, labels, mask),
-                f"mean_distance{suffix}": float(mean_distance[mask].double().mean()),
-            }
-        rows.append(row)
-    evaluation = Evaluation(rows, bins, counts)
-    if fabric.world_size > 1:
-        evaluation = _gathered(evaluation, fabric.world_size)
-        order = {(volume.patient, volume.phase): place for place, volume in enumerate(dataset.volumes)}
-        evaluation.volumes.sort(key=lambda row: order[row["patient"], row["phase"]])
-    return evaluation
-
-
-def fit_temperature(model: nn.Module, dataset: SliceDataset, fabric: Fabric | None = None) -> TemperatureScaling:
-    """Temperature scaling fitted on all voxels of some volumes, normally the validation set; every process fits the same."""
-    parts = [(logits, labels) for _, logits, labels in predict_volumes(model, dataset, fabric)]
-    return TemperatureScaling().fit(
-        torch.cat([logits for logits, _ in parts]), torch.cat([labels for _, labels in parts])
+    wanted = columns() if wanted is None else list(wanted)
+    by_region = {region: [] for region in ENDINGS}
+    for column in wanted:
+        region, metric = metric_of(column)
+        if metric.function is not None:
+            by_region[region].append((column, metric.function))
+    overlap = [column for column in wanted if METRICS.get(column) and METRICS[column].function is None]
+    keys = [f"{prefix}{region}" for prefix in ("", *([SCALED] if scale else [])) for region in ENDINGS]
+    whole = Judgement(
+        tuple(class_names),
+        [],
+        {key: CalibrationBins(len(class_names)) for key in keys},
+        {region: np.zeros(len(DISTANCE_EDGES) - 1, dtype=np.int64) for region in ENDINGS},
     )
+    for prediction in tqdm(predictions, desc="judge", unit="case", leave=False, disable=not progress):
+        _check(prediction, class_names)
+        row: dict[str, Any] = {"case": prediction.id, "subject": prediction.subject, "group": prediction.group}
+        row |= _overlap(prediction, overlap, class_names)
+        with torch.inference_mode():
+            for prefix, logits in _stages(prediction.logits, scale):
+                case = _Case(logits, prediction.labels)
+                for region, end in ENDINGS.items():
+                    voxels = _Voxels(case, region)
+                    row.setdefault(f"voxels{end}", voxels.number)
+                    for column, function in by_region[region]:
+                        value = function(voxels) if voxels.number else float("nan")
+                        row[f"{prefix}{column}"] = float(np.mean(value))
+                        if isinstance(value, np.ndarray):
+                            row |= {
+                                f"{prefix}{column}_{name}": float(v) for name, v in zip(class_names, value, strict=True)
+                            }
+                    if pool and voxels.number:
+                        whole.bins[f"{prefix}{region}"].merge(voxels.bins)
+                        if not prefix:
+                            whole.distances[region] += distance_counts(voxels.distances, voxels.mask)
+        whole.cases.append(row)
+    if fabric is not None and fabric.world_size > 1:
+        whole = _gathered(whole, fabric.world_size)
+    return whole
 
 
-def predict_volumes(
-    model: nn.Module, dataset: SliceDataset, fabric: Fabric | None = None, volumes: list[VolumeSlices] | None = None
-) -> Iterator[tuple[VolumeSlices, torch.Tensor, torch.Tensor]]:
-    """Each volume with its logits (N, K, H, W) float32 and labels (N, H, W) int64, on the CPU; the model is left in eval mode."""
-    fabric = fabric or make_fabric()
-    set_memory_format(model, fabric)
-    network = model if is_wrapped(model) else fabric.setup_module(model)
-    network.eval()
-    slice_flops = forward_flops(network.module, (1, *dataset.images.shape[1:]))
-    for volume in dataset.volumes if volumes is None else volumes:
-        images = dataset.images[volume.start : volume.stop]
-        with torch.inference_mode(), threads_for(len(images) * slice_flops, fabric.device):
-            logits = network(fabric.to_device(images)).float().cpu()
-        yield volume, logits, dataset.labels[volume.start : volume.stop].long()
+def _stages(
+    logits: torch.Tensor, scale: Callable[[torch.Tensor], torch.Tensor] | None
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """The logits as they are, and once more behind the scaling."""
+    yield "", logits
+    if scale is not None:
+        yield SCALED, scale(logits.unsqueeze(0)).squeeze(0)
 
 
-def _gathered(evaluation: Evaluation, world_size: int) -> Evaluation:
+def _check(prediction: Prediction, class_names: Sequence[str]) -> None:
+    expected = (len(class_names), *prediction.labels.shape)
+    if tuple(prediction.logits.shape) != expected:
+        raise ValueError(
+            f"{prediction.id}: got logits {tuple(prediction.logits.shape)}, expected {expected}: "
+            f"{len(class_names)} classes ({', '.join(class_names)}) over the labels"
+        )
+
+
+def _overlap(prediction: Prediction, wanted: Sequence[str], class_names: Sequence[str]) -> dict[str, float]:
+    """The scores of each structure, and their mean over those found."""
+    if not wanted:
+        return {}
+    ignored = prediction.labels == IGNORED  # background in both: neither a hit nor a miss
+    winner = prediction.logits.argmax(0).masked_fill(ignored, 0)
+    labels = prediction.labels.masked_fill(ignored, 0)
+    surface = any(name != "dsc" for name in wanted)
+    scores = segmentation_scores(winner, labels, len(class_names), prediction.spacing, surface)
+    row = {}
+    for name in wanted:
+        values = np.asarray(scores[name])
+        row[name] = _mean(values[np.isfinite(values)])
+        row |= {f"{name}_{structure}": float(v) for structure, v in zip(class_names[1:], values, strict=True)}
+    return row
+
+
+def _gathered(mine: Judgement, world_size: int) -> Judgement:
+    """All processes' metrics, as one process would have them."""
     parts: list[Any] = [None] * world_size
-    torch.distributed.all_gather_object(parts, evaluation)
+    torch.distributed.all_gather_object(parts, mine)
     whole, *others = parts
+    rows = itertools.chain.from_iterable(itertools.zip_longest(*(part.cases for part in parts)))
+    whole.cases = [row for row in rows if row is not None]  # dealt out in turn, so gathered in turn
     for other in others:
-        whole.volumes += other.volumes
-        for region in REGIONS:
-            whole.bins[region].merge(other.bins[region])
+        for key in whole.bins:
+            whole.bins[key].merge(other.bins[key])
+        for region in ENDINGS:
             whole.distances[region] += other.distances[region]
     return whole

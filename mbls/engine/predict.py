@@ -1,0 +1,203 @@
+"""Predictions, the seam between networks and their judgement: made by a network, kept on disk, read again; one at a
+time."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lightning_fabric import Fabric
+from lightning_fabric.wrappers import is_wrapped
+from torch import nn
+
+from mbls.data.slices import SliceDataset, VolumeSlices
+from mbls.engine.devices import forward_flops, make_fabric, set_memory_format, threads_for
+from mbls.files import atomic_write, write_json
+from mbls.posthoc import TemperatureScaling
+
+__all__ = [
+    "INDEX",
+    "Prediction",
+    "PredictionFolder",
+    "fit_temperature",
+    "keep",
+    "predict",
+    "read_predictions",
+    "write_index",
+]
+
+#: In a folder of kept predictions: what they are of.
+INDEX = "predictions.json"
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a network says about a case, and the labels.
+
+    Attributes:
+        id: of the case.
+        subject: the person it shows.
+        logits: (K, *spatial) float32; or log-probabilities, which differ from them by a constant at each voxel, and so
+            have the same softmax and the same distances.
+        labels: (*spatial) int64, 0..K-1, or -100 where a voxel does not count; on the device of the logits.
+        spacing: mm along each spatial axis, None where it is not known.
+        group: as :class:`mbls.data.dataset.Case`.
+    """
+
+    id: str
+    subject: str
+    logits: torch.Tensor
+    labels: torch.Tensor
+    spacing: tuple[float, ...] | None = None
+    group: str | None = None
+
+
+def predict(
+    network: nn.Module,
+    data: SliceDataset,
+    fabric: Fabric | None = None,
+    volumes: Sequence[VolumeSlices] | None = None,
+) -> Iterator[Prediction]:
+    """A network's predictions, a case at a time, on its device; the network is left in eval mode.
+
+    Args:
+        network: (B, C, *spatial) float -> logits (B, K, *spatial).
+        data: the cases.
+        fabric: :func:`mbls.engine.devices.make_fabric` when None.
+        volumes: only these of ``data.volumes``.
+
+    Yields:
+        Slices are stacked along the first spatial axis: logits (K, slices, H, W).
+    """
+    fabric = fabric or make_fabric()
+    set_memory_format(network, fabric)
+    wrapped = network if is_wrapped(network) else fabric.setup_module(network)
+    wrapped.eval()
+    inner: Any = network.module if is_wrapped(network) else network
+    flops = forward_flops(inner, (1, *data.images.shape[1:]))
+    for volume in data.volumes if volumes is None else volumes:
+        images = data.images[volume.start : volume.stop]
+        with torch.inference_mode(), threads_for(len(images) * flops, fabric.device):
+            logits = wrapped(fabric.to_device(images)).float()
+        labels = fabric.to_device(data.labels[volume.start : volume.stop]).long()
+        yield Prediction(
+            volume.id, volume.subject, logits.movedim(1, 0).contiguous(), labels, volume.spacing, volume.group
+        )
+
+
+def fit_temperature(predictions: Iterable[Prediction]) -> TemperatureScaling:
+    """Temperature scaling fitted on all voxels of some cases that count, normally the validation set's."""
+    logits, labels = [], []
+    for prediction in predictions:
+        counts = prediction.labels >= 0
+        logits.append(prediction.logits[:, counts].T)
+        labels.append(prediction.labels[counts])
+    return TemperatureScaling().fit(torch.cat(logits), torch.cat(labels))
+
+
+def keep(predictions: Iterable[Prediction], folder: str | Path) -> Iterator[Prediction]:
+    """Write predictions into a folder as they pass: log-probabilities in float16, compressed, a file a case.
+
+    Log-probabilities, since probabilities round to 0 and 1 where the logits lie far apart. The class that wins stays
+    the one that wins. :func:`write_index` makes the folder complete.
+
+    Args:
+        predictions: what passes, and is yielded unchanged.
+        folder: made where it is missing.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    for prediction in predictions:
+        log_probs = _rounded(prediction.logits.log_softmax(0).cpu().numpy())
+        with atomic_write(folder / f"{prediction.id}.npz") as part, part.open("wb") as file:
+            np.savez_compressed(
+                file,
+                log_probs=log_probs,
+                labels=prediction.labels.cpu().numpy().astype(np.int16),
+                subject=np.array(prediction.subject),
+                group=np.array(prediction.group or ""),
+                spacing=np.array(prediction.spacing or (), dtype=np.float64),
+            )
+        yield prediction
+
+
+def write_index(folder: str | Path, name: str, class_names: Sequence[str], cases: Sequence[str]) -> None:
+    """Say what the predictions of a folder are of: the data, the K classes, and the cases in their order."""
+    write_json({"data": name, "class_names": list(class_names), "cases": list(cases)}, Path(folder) / INDEX)
+
+
+def _rounded(log_probs: np.ndarray) -> np.ndarray:
+    """In float16, and the winner, which may tie after rounding, a step above the others."""
+    rounded = log_probs.astype(np.float16)
+    winner = np.expand_dims(log_probs.argmax(0), 0)
+    moved = np.expand_dims(rounded.argmax(0), 0) != winner
+    top = np.take_along_axis(rounded, winner, 0)
+    np.put_along_axis(rounded, winner, np.where(moved, np.nextafter(top, np.float16(np.inf)), top), 0)
+    return rounded
+
+
+class PredictionFolder:
+    """Kept predictions; iterating reads them from disk, one at a time, as often as you like.
+
+    Attributes:
+        name: of the data.
+        class_names: K names.
+        cases: the ids, in order.
+    """
+
+    def __init__(self, folder: Path, name: str, class_names: tuple[str, ...], cases: tuple[str, ...]) -> None:
+        self.folder, self.name, self.class_names, self.cases = folder, name, class_names, cases
+
+    def __len__(self) -> int:
+        return len(self.cases)
+
+    def __iter__(self) -> Iterator[Prediction]:
+        for case in self.cases:
+            yield self._read(case)
+
+    def _read(self, case: str) -> Prediction:
+        path = self.folder / f"{case}.npz"
+        if not path.is_file():
+            raise FileNotFoundError(f"{path}: missing, expected the prediction that {INDEX} names")
+        try:
+            with path.open("rb") as file, np.load(file) as archive:
+                parts = {name: archive[name] for name in ("log_probs", "labels", "subject", "group", "spacing")}
+        except (OSError, EOFError, KeyError, ValueError, zlib.error, zipfile.BadZipFile) as error:
+            raise ValueError(f"{path}: cannot be read as a kept prediction ({error})") from error
+        logits, labels = parts["log_probs"], parts["labels"]
+        expected = (len(self.class_names), *labels.shape)
+        if logits.shape != expected or logits.dtype != np.float16:
+            raise ValueError(f"{path}: got log_probs {logits.shape} of {logits.dtype}, expected float16 {expected}")
+        return Prediction(
+            case,
+            str(parts["subject"]),
+            torch.from_numpy(logits.astype(np.float32)),
+            torch.from_numpy(labels.astype(np.int64)),
+            tuple(parts["spacing"].tolist()) or None,
+            str(parts["group"]) or None,
+        )
+
+
+def read_predictions(folder: str | Path) -> PredictionFolder:
+    """The predictions that :func:`keep` and :func:`write_index` wrote into a folder.
+
+    Raises:
+        FileNotFoundError: no kept predictions there.
+        ValueError: an index that cannot be read; when iterating, a file that is damaged.
+    """
+    index = Path(folder) / INDEX
+    if not index.is_file():
+        raise FileNotFoundError(f"{index}: missing, expected a folder of kept predictions")
+    try:
+        content = json.loads(index.read_text(encoding="utf-8"))
+        names, cases = tuple(map(str, content["class_names"])), tuple(map(str, content["cases"]))
+        return PredictionFolder(index.parent, str(content["data"]), names, cases)
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{index}: cannot be read ({error!r}), expected data, class_names and cases") from error
