@@ -10,41 +10,44 @@ import time
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import pandas as pd
 import torch
 from lightning_fabric import Fabric
 from torch import nn
 
-from mbls.data.acdc import (
-    NUM_CLASSES,
-    SliceDataset,
-    augmentation,
-    find_patients,
-    fingerprint,
-    read_split,
-    split_patients,
-)
-from mbls.data.home import data_name
+from mbls.data.dataset import Dataset, read_split, split
+from mbls.data.layout import read_dataset
+from mbls.data.slices import Scaling, SliceDataset, augmentation, fingerprint
 from mbls.engine.devices import make_fabric
-from mbls.engine.fit import BEST, CHECKPOINT, FitSettings, fit, load_weights
-from mbls.engine.judge import CALIBRATION, REGIONS, Evaluation, evaluate, fit_temperature
+from mbls.engine.fit import BEST, CHECKPOINT, Fit, FitSettings, fit, load_weights, weights_checksum
+from mbls.engine.judge import Judgement, columns, judge
+from mbls.engine.predict import Prediction, fit_temperature, keep, predict, read_predictions, write_index
 from mbls.files import write_json, write_table
-from mbls.losses import build_loss, parse_loss
-from mbls.networks.backbones import build_model
+from mbls.losses import AlphaSchedule, build_loss, loss_name
+from mbls.networks.backbones import build_network
+from mbls.networks.unet import Norm
 from mbls.study.results import as_table, provenance, write_tables
 
 __all__ = [
     "Data",
     "Experiment",
     "Run",
+    "Weights",
     "compare",
+    "judge_run",
     "load_data",
     "parse_shard",
     "run_experiment",
     "sweep",
 ]
+
+#: Which weights of a run are judged: of the best validation epoch, or of the last.
+Weights = Literal["best", "last"]
+_RESULT = "result.json"
+_EXPERIMENT = "experiment.json"
+_PREDICTIONS = "predictions"
 
 
 @dataclass(frozen=True)
@@ -53,39 +56,85 @@ class Experiment:
 
     Attributes:
         loss: a name of mbls.losses.LOSSES with options, "mbls:margin=5".
-        model, base_channels, levels, norm: as :func:`mbls.networks.backbones.build_model`.
-        size, crop, scaling, augment: the slices, as :class:`mbls.data.acdc.SliceDataset`;
-            augment adds :func:`mbls.data.acdc.augmentation`.
-        patients: train, val, test as numbers (int) or fractions (float); split_seed chooses which.
-        split: a file as :func:`mbls.data.acdc.read_split` reads it, instead of patients and split_seed.
-        train_patients: only the first so many training patients; None takes all.
+        alpha_schedule: of the weight of the loss's penalty, as :meth:`mbls.losses.AlphaSchedule.parse` reads it.
+        model: as :func:`mbls.networks.backbones.build_network`; so are base_channels, levels and norm.
+        size: of the slices, as :class:`mbls.data.slices.SliceDataset`; so are crop and scaling.
+        augment: adds :func:`mbls.data.slices.augmentation`.
+        subject: finds the subject in a case's id, as :func:`mbls.data.layout.read_dataset`.
+        patients: subjects to train, to validate and to test, as numbers (int) or fractions (float).
+        split_seed: chooses which.
+        split: a file as :func:`mbls.data.dataset.read_split` reads it, instead of patients and split_seed.
+        train_patients: only the first so many training subjects; None takes all.
         fit: :class:`mbls.engine.fit.FitSettings`; its seed also makes the initial weights.
+        judged: which weights, "best" and "last", a row each; without validation there are only the last.
         surface: whether HD95 and ASD are computed.
     """
 
     loss: str = "mbls"
+    alpha_schedule: str | None = None
     model: str = "unet"
     base_channels: int = 32
     levels: int = 5
-    norm: str | None = None
+    norm: Norm | None = None
     size: int = 192
     crop: int | None = None
-    scaling: str = "zscore"
+    scaling: Scaling = "zscore"
     augment: bool = False
+    subject: str | None = None
     patients: tuple[float, float, float] = (0.7, 0.1, 0.2)
     split_seed: int = 0
     split: str | None = None
     train_patients: int | None = None
     fit: FitSettings = field(default_factory=FitSettings)
+    judged: tuple[Weights, ...] = ("best",)
     surface: bool = True
 
     @property
     def name(self) -> str:
         """Folder name of the run, e.g. "mbls-margin5-seed0", "ce-unet++-seed0", "ce-5patients-seed0"."""
-        loss = re.sub(r"[^\w.+-]+", "-", self.loss.replace("=", ""))
+        loss = re.sub(r"[^\w.+-]+", "-", loss_name(self.loss).replace("=", ""))
+        schedule = "" if self.alpha_schedule is None else "-" + re.sub(r"[^\w.]+", "-", self.alpha_schedule)
         model = "" if self.model == "unet" else f"-{self.model}"
         few = "" if self.train_patients is None else f"-{self.train_patients}patients"
-        return f"{loss}{model}{few}-seed{self.fit.seed}"
+        return f"{loss}{schedule}{model}{few}-seed{self.fit.seed}"
+
+    def check(self) -> None:
+        """Raise what is wrong with loss, schedule or network, before any data is read.
+
+        Raises:
+            ValueError: as building them raises.
+        """
+        make_loss(self, num_classes=2)
+        _check_network(self.model, self.base_channels, self.levels, self.norm)
+
+
+def make_loss(experiment: Experiment, num_classes: int) -> tuple[nn.Module, AlphaSchedule | None]:
+    """The loss of an experiment, and the schedule of its penalty's weight."""
+    loss = build_loss(experiment.loss, num_classes)
+    if experiment.alpha_schedule is None:
+        return loss, None
+    alpha: Any = getattr(loss, "alpha", None)
+    if alpha is None:
+        raise ValueError(
+            f"alpha_schedule: got one for {experiment.loss!r}, expected a loss with a penalty weight alpha"
+        )
+    return loss, AlphaSchedule.parse(experiment.alpha_schedule, float(alpha))
+
+
+@functools.cache  # a study asks for the same few networks again and again
+def _check_network(model: str, base_channels: int, levels: int, norm: Norm | None) -> None:
+    build_network(model, 2, base_channels=base_channels, levels=levels, norm=norm)
+
+
+def _network(experiment: Experiment, num_classes: int, in_channels: int) -> nn.Module:
+    return build_network(
+        experiment.model,
+        num_classes,
+        in_channels=in_channels,
+        base_channels=experiment.base_channels,
+        levels=experiment.levels,
+        norm=experiment.norm,
+    )
 
 
 @dataclass(frozen=True)
@@ -95,60 +144,74 @@ class Data:
     train: SliceDataset
     val: SliceDataset | None
     test: SliceDataset
-    name: str
-    fingerprint: str  # of the files of all patients of the split, whichever of them train
-    train_patients: int
+    fingerprint: str  # of all cases of the split, whichever of them train
+
+    @property
+    def name(self) -> str:
+        return self.test.name
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        return self.test.class_names
+
+
+def load_data(experiment: Experiment, root: str | Path) -> Data:
+    """The slices that an experiment trains on and is judged on; kept in memory for the next experiment on the same.
+
+    Raises:
+        FileNotFoundError, ValueError: as reading and splitting the data raise; an empty test set; train_patients of
+            more than the split has.
+    """
+    e = experiment
+    dataset = read_dataset(root, e.subject)
+    parts = read_split(e.split, dataset) if e.split is not None else split(dataset, *e.patients, seed=e.split_seed)
+    if not parts.test.cases:
+        raise ValueError(f"patients: got {e.split or e.patients}, expected at least one subject to test on")
+    subjects = tuple(tuple(part.subjects) for part in parts)
+    data = _cached_data(Path(root).resolve(), e.subject, subjects, e.size, e.crop, e.scaling, e.augment)
+    if e.train_patients is None:
+        return data
+    if not 1 <= e.train_patients <= data.train.num_subjects:
+        raise ValueError(
+            f"train_patients: got {e.train_patients}, expected 1 to the {data.train.num_subjects} of the split"
+        )
+    return replace(data, train=data.train.first_subjects(e.train_patients))
 
 
 @functools.lru_cache(maxsize=2)
 def _cached_data(
-    root: Path, sets: tuple[tuple[str, ...], ...], size: int, crop: int | None, scaling: str, augment: bool
+    root: Path,
+    subject: str | None,
+    subjects: tuple[tuple[str, ...], ...],
+    size: int,
+    crop: int | None,
+    scaling: Scaling,
+    augment: bool,
 ) -> Data:
-    by_id = {patient.id: patient for patient in find_patients(root)}
-    train, val, test = ([by_id[name] for name in part] for part in sets)
-    options = {"size": size, "crop": crop, "scaling": scaling}
-    return Data(
-        train=SliceDataset(train, **options, transform=augmentation() if augment else None),
-        val=SliceDataset(val, **options) if val else None,
-        test=SliceDataset(test, **options),
-        name=data_name(root),
-        fingerprint=fingerprint(train + val + test),
-        train_patients=len(train),
-    )
+    dataset = read_dataset(root, subject)
+    train, val, test = (dataset.of(part) for part in subjects)
 
+    def slices(part: Dataset, transform: Any = None) -> SliceDataset:
+        return SliceDataset(part, size, crop, scaling, transform=transform)
 
-def load_data(experiment: Experiment, root: str | Path) -> Data:
-    """The slices of an experiment; read once and shared by experiments on the same patients.
-
-    Raises:
-        ValueError: as the parts do; an empty test set; more training patients than the split has.
-    """
-    e = experiment
-    found = find_patients(root)
-    split = split_patients(found, *e.patients, seed=e.split_seed) if e.split is None else read_split(e.split, found)
-    if not split.test:
-        raise ValueError(
-            f"patients: got {e.split or e.patients}, expected a test set of at least one patient of {len(found)}"
-        )
-    sets = tuple(tuple(patient.id for patient in part) for part in split)
-    data = _cached_data(Path(root), sets, e.size, e.crop, e.scaling, e.augment)
-    if e.train_patients is None:
-        return data
-    if not 1 <= e.train_patients <= data.train_patients:
-        raise ValueError(
-            f"train_patients: got {e.train_patients}, expected 1 to the {data.train_patients} of the split"
-        )
-    return replace(data, train=data.train.first_patients(e.train_patients), train_patients=e.train_patients)
+    sets = slices(train, augmentation() if augment else None), slices(val) if val.cases else None, slices(test)
+    return Data(*sets, fingerprint(*(part for part in sets if part is not None)))
 
 
 class Run(NamedTuple):
-    """A finished experiment."""
+    """A finished experiment; with two kinds of weights judged, row and judgement are of the first kind."""
 
-    row: dict[str, Any]  # configuration, figures on the test patients, provenance
+    row: dict[str, Any]  # configuration, metrics on the test subjects, provenance
     model: nn.Module
-    evaluation: Evaluation
+    judgement: Judgement
     history: pd.DataFrame  # an epoch a row
-    volumes: pd.DataFrame  # a test volume a row; with a validation set also scaled_*, after temperature scaling
+    rows: dict[Weights, dict[str, Any]]
+    judgements: dict[Weights, Judgement]
+
+    @property
+    def cases(self) -> pd.DataFrame:
+        """A test case a row; with a validation set also scaled_*, after temperature scaling."""
+        return pd.DataFrame(self.judgement.cases)
 
 
 def run_experiment(
@@ -157,79 +220,174 @@ def run_experiment(
     out: str | Path | None = None,
     fabric: Fabric | None = None,
     progress: bool = True,
+    keep_predictions: bool = False,
 ) -> Run:
     """Train and judge one network.
 
-    With a validation set, temperature scaling is fitted on it, and every calibration figure is taken again after it (``scaled_*``).
-    With ``out`` the folder gets ``experiment.json``, ``last.pt``, ``best.pt``, ``history.csv`` (an epoch a row),
-    ``volumes.csv`` (a test volume a row), ``histograms.csv`` (a bin a row) and ``result.json``; a run found complete there
-    is not trained again, an interrupted one goes on.
+    With a validation set, temperature scaling is fitted on it, and every calibration metric is taken again after it
+    (``scaled_*``). With ``out`` the folder gets ``experiment.json``, ``last.pt``, ``best.pt``, ``history.csv`` (an
+    epoch a row), ``result.json`` (a row for each kind of weights judged), and for each kind ``cases-KIND.csv`` (a test
+    case a row) and ``bins-KIND.npz``. A run found complete there is loaded; one that was interrupted goes on.
+
+    Args:
+        experiment: what is trained, and how.
+        root: the data.
+        out: folder for the files; None keeps nothing on disk.
+        fabric: :func:`mbls.engine.devices.make_fabric` when None.
+        progress: whether bars are shown.
+        keep_predictions: also keep the log-probabilities of the test and validation cases, of the best and the last
+            weights, in ``out/predictions``; :func:`judge_run` judges them again without the network.
 
     Raises:
-        ValueError: as the parts do; a folder that holds the result of another experiment.
+        ValueError: as the parts do; a folder that holds the result of another experiment; predictions to be kept
+            without a folder.
     """
+    experiment.check()
+    if keep_predictions and out is None:
+        raise ValueError("keep_predictions: got True without out, expected a folder to keep them in")
     fabric = fabric or make_fabric()
     out = None if out is None else Path(out)
     started = time.perf_counter()
     origin = provenance(fabric)  # now: the checkout may be another one when the run ends
     data = load_data(experiment, root)
-    name, options = parse_loss(experiment.loss)
-    loss = build_loss(name, NUM_CLASSES, **options)
     torch.manual_seed(experiment.fit.seed)
-    model = build_model(experiment.model, experiment.base_channels, experiment.levels, experiment.norm)
+    model = _network(experiment, len(data.class_names), data.train.num_channels)
     identity = _identity(experiment, data)
-    done = None if out is None else out / "result.json"
-    row = None
     if out is not None:
-        _refuse_another(out / "experiment.json", identity)
-    if done is not None and done.is_file():
-        row = json.loads(done.read_text())
-        if row["experiment"] != identity:
-            raise ValueError(f"{done}: has another number of epochs, {row['epochs']}; name another folder")
-        load_weights(model, out / (BEST if (out / BEST).is_file() else CHECKPOINT))
-        history, volumes = pd.read_csv(out / "history.csv"), pd.read_csv(out / "volumes.csv")
-    else:
-        if out is not None and fabric.global_rank == 0:
-            write_json(identity, out / "experiment.json")
-        result = fit(model, loss, data.train, data.val, experiment.fit, fabric, out, progress=progress)
-        history = pd.DataFrame(result.history)
-    evaluation = evaluate(model, data.test, fabric, experiment.surface, progress=progress)
-    if row is None:
-        volumes = pd.DataFrame(evaluation.volumes)
-        scaled_figures: dict[str, float] = {}
-        if data.val is not None:
-            scaling = fit_temperature(model, data.val, fabric)
-            scaled = evaluate(model, data.test, fabric, surface=False, scale=scaling, progress=progress)
-            after = {
-                name: f"scaled_{name}" for region in REGIONS.values() for name in (f"{c}{region}" for c in CALIBRATION)
-            }
-            volumes = volumes.join(pd.DataFrame(scaled.volumes)[list(after)].rename(columns=after))
-            figures = scaled.summary()
-            scaled_figures = {"temperature": scaling.temperature, **{after[name]: figures[name] for name in after}}
-        row = {
-            "loss": experiment.loss,
-            "model": experiment.model,
-            "seed": experiment.fit.seed,
-            "train_patients": data.train_patients,
-            "data": data.name,
-            **evaluation.summary(),
-            **{f"pooled_{key}": value for key, value in evaluation.pooled().items()},
-            **scaled_figures,
-            "epochs": experiment.fit.epochs,
-            "steps": experiment.fit.epochs * -(-len(data.train) // (experiment.fit.batch_size * fabric.world_size)),
-            "best_epoch": result.best_epoch,
-            "train_seconds": round(float(history["seconds"].sum()), 1),
+        _refuse_another(out / _EXPERIMENT, identity)
+        if (out / _RESULT).is_file():
+            return _finished(out, model, identity)
+        if fabric.global_rank == 0:
+            write_json(identity, out / _EXPERIMENT)
+    loss, schedule = make_loss(experiment, len(data.class_names))
+    result = fit(model, loss, data.train, data.val, experiment.fit, fabric, out, schedule, progress=progress)
+    history = pd.DataFrame(result.history)
+    configured = {
+        "loss": loss_name(experiment.loss),
+        "model": experiment.model,
+        "seed": experiment.fit.seed,
+        "train_patients": data.train.num_subjects,
+        "data": data.name,
+        "distance_unit": "mm" if all(volume.spacing for volume in data.test.volumes) else "voxels",
+    }
+    spent = {
+        "epochs": experiment.fit.epochs,
+        "steps": experiment.fit.epochs * -(-len(data.train) // (experiment.fit.batch_size * fabric.world_size)),
+        "best_epoch": result.best_epoch,
+        "train_seconds": round(sum(row["seconds"] for row in result.history), 1),
+    }
+    kinds = _kinds(experiment, result)
+    rows, judgements = {}, {}
+    for kind in _all_kinds(result) if keep_predictions else kinds:
+        model.load_state_dict(_weights(result, kind))
+        kept = None if out is None or not keep_predictions else out / _PREDICTIONS / kind
+        metrics, judgement = _judged(model, data, experiment.surface, fabric, kept, progress)
+        if kind not in kinds:  # only its predictions were asked for
+            continue
+        judgements[kind] = judgement
+        rows[kind] = {
+            **configured,
+            "weights": kind,
+            **metrics,
+            **spent,
+            "weights_checksum": weights_checksum(model),
             "wall_seconds": round(time.perf_counter() - started, 1),
             "experiment": identity,
             "provenance": {**origin, "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())},
         }
-        if out is not None and fabric.global_rank == 0:
-            write_table(history, out / "history.csv")
-            write_table(volumes, out / "volumes.csv")
-            write_table(evaluation.histograms(), out / "histograms.csv")
-            write_json(row, done)
+    model.load_state_dict(_weights(result, kinds[0]))
+    if out is not None and fabric.global_rank == 0:
+        write_table(history, out / "history.csv")
+        for kind, judgement in judgements.items():
+            judgement.save(out, f"-{kind}")
+        write_json(list(rows.values()), out / _RESULT)  # last: it says that the run is complete
     fabric.barrier()
-    return Run(row, model, evaluation, history, volumes)
+    return Run(rows[kinds[0]], model, judgements[kinds[0]], history, rows, judgements)
+
+
+def judge_run(folder: str | Path, surface: bool = True) -> dict[Weights, tuple[dict[str, float], Judgement]]:
+    """All metrics of a run once more, from the predictions that it kept, without data and network.
+
+    Args:
+        folder: the run's, in which ``keep_predictions`` left its predictions.
+        surface: whether HD95 and ASD are computed.
+
+    Returns:
+        Kind of weights -> metrics, as in the run's row, and the judgement that they come from.
+
+    Raises:
+        FileNotFoundError: no kept predictions there.
+        ValueError: predictions that cannot be read.
+    """
+    place = Path(folder) / _PREDICTIONS
+    kinds = [kind for kind in ("best", "last") if (place / kind).is_dir()]
+    if not kinds:
+        raise FileNotFoundError(f"{place}: missing, expected the predictions of a run trained with --keep-predictions")
+    found = {}
+    for kind in kinds:
+        test = read_predictions(place / kind / "test")
+        val = read_predictions(place / kind / "val") if (place / kind / "val").is_dir() else None
+        found[kind] = _metrics(test, val, test.class_names, surface)
+    return found
+
+
+def _all_kinds(result: Fit) -> list[Weights]:
+    return ["last"] if result.best_weights is None else ["best", "last"]
+
+
+def _kinds(experiment: Experiment, result: Fit) -> list[Weights]:
+    """The kinds to be judged that there are."""
+    return [kind for kind in experiment.judged if kind in _all_kinds(result)] or ["last"]
+
+
+def _weights(result: Fit, kind: Weights) -> dict[str, torch.Tensor]:
+    weights = result.best_weights if kind == "best" else result.last_weights
+    assert weights is not None  # _all_kinds names those that there are
+    return weights
+
+
+def _judged(
+    model: nn.Module, data: Data, surface: bool, fabric: Fabric, kept: Path | None, progress: bool
+) -> tuple[dict[str, float], Judgement]:
+    """The metrics of a network on the test set, with its predictions kept where a folder is named."""
+
+    def predictions(part: SliceDataset, name: str, volumes: Any) -> Iterable[Prediction]:
+        made = predict(model, part, fabric, volumes)
+        return made if kept is None else keep(made, kept / name)
+
+    val = None if data.val is None else predictions(data.val, "val", None)  # every process fits the same temperature
+    test = predictions(data.test, "test", data.test.volumes[fabric.global_rank :: fabric.world_size])
+    found = _metrics(test, val, data.class_names, surface, fabric, progress)
+    if kept is not None and fabric.global_rank == 0:
+        for part, name in ((data.val, "val"), (data.test, "test")):
+            if part is not None:
+                write_index(kept / name, data.name, data.class_names, [volume.id for volume in part.volumes])
+    return found
+
+
+def _metrics(
+    test: Iterable[Prediction],
+    val: Iterable[Prediction] | None,
+    class_names: tuple[str, ...],
+    surface: bool,
+    fabric: Fabric | None = None,
+    progress: bool = False,
+) -> tuple[dict[str, float], Judgement]:
+    scaling = None if val is None else fit_temperature(val)
+    judgement = judge(test, class_names, columns(surface), scaling, fabric=fabric, progress=progress)
+    metrics = judgement.summary() | {f"pooled_{name}": value for name, value in judgement.pooled().items()}
+    return metrics | ({} if scaling is None else {"temperature": scaling.temperature}), judgement
+
+
+def _finished(out: Path, model: nn.Module, identity: dict[str, Any]) -> Run:
+    """A run that is complete, as it was judged then."""
+    rows = {row["weights"]: row for row in json.loads((out / _RESULT).read_text(encoding="utf-8"))}
+    first, row = next(iter(rows.items()))
+    if row["experiment"] != identity:
+        raise ValueError(f"{out / _RESULT}: has another number of epochs, {row['epochs']}; name another folder")
+    load_weights(model, out / (BEST if first == "best" else CHECKPOINT))
+    judgements = {kind: Judgement.load(out, f"-{kind}") for kind in rows}
+    return Run(row, model, judgements[first], pd.read_csv(out / "history.csv"), rows, judgements)
 
 
 def compare(
@@ -239,15 +397,23 @@ def compare(
     fabric: Fabric | None = None,
     progress: bool = True,
     shard: tuple[int, int] | None = None,
+    keep_predictions: bool = False,
 ) -> pd.DataFrame:
-    """Run experiments one after the other; each in its own folder under ``out``, all in ``results.csv``, ``results.json``,
-    ``volumes.csv`` and ``histograms.csv`` there.
+    """Run experiments one after the other; each in its own folder under ``out``, all in ``results.csv``,
+    ``results.json``, ``cases.csv`` and ``histograms.csv`` there.
 
-    The four files are rewritten after each run, so what is finished is never lost, and calling it again goes on where it stopped.
+    The four files are rewritten after each run, so what is finished is never lost, and calling it again goes on where
+    it stopped.
 
     Args:
-        shard: (i, n) runs every n-th experiment from the i-th on, for n independent jobs that may share ``out``. They leave the
-            four files alone; :func:`mbls.study.results.merge` makes them when the jobs are done.
+        experiments: to run, in this order.
+        root: the data.
+        out: folder for the runs and tables.
+        fabric: :func:`mbls.engine.devices.make_fabric` when None.
+        progress: whether bars are shown.
+        shard: (i, n) runs every n-th experiment from the i-th on, for n independent jobs that may share ``out``. They
+            leave the four files alone; :func:`mbls.study.results.merge` makes them when the jobs are done.
+        keep_predictions: as :func:`run_experiment`.
 
     Raises:
         ValueError: two experiments of the same name (their folders would collide); else as :func:`run_experiment`.
@@ -257,22 +423,22 @@ def compare(
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise ValueError(
-            f"experiments: got {', '.join(twice)} more than once, expected distinct losses, models or seeds"
+            f"experiments: got {', '.join(twice)} more than once, expected distinct losses, models or seeds; "
+            f"compare other settings in another folder"
         )
-    for experiment in experiments:  # a misspelt loss is told before hours of training, not after
-        name, options = parse_loss(experiment.loss)
-        build_loss(name, NUM_CLASSES, **options)
+    for experiment in experiments:  # a misspelt loss shows before hours of training, not after
+        experiment.check()
     fabric = fabric or make_fabric()
     out = Path(out)
     if shard is not None:
         experiments = experiments[shard[0] - 1 :: shard[1]]
-    runs = []
+    finished: list[tuple[dict[str, Any], Judgement]] = []
     for experiment in experiments:
-        run = run_experiment(experiment, root, out / experiment.name, fabric, progress)
-        runs.append((run.row, run.evaluation.histograms(), run.volumes))
+        run = run_experiment(experiment, root, out / experiment.name, fabric, progress, keep_predictions)
+        finished += [(row, run.judgements[kind]) for kind, row in run.rows.items()]
         if shard is None and fabric.global_rank == 0:
-            write_tables(runs, out)
-    return as_table([row for row, *_ in runs])
+            write_tables(finished, out)
+    return as_table([row for row, _ in finished])
 
 
 def parse_shard(text: str) -> tuple[int, int]:
@@ -295,7 +461,8 @@ def sweep(base: Experiment, losses: Iterable[str], seeds: Iterable[int] = (0,)) 
 
 def _identity(experiment: Experiment, data: Data) -> dict[str, Any]:
     """What makes a run the one it is, as JSON gives it back: the configuration and the data."""
-    identity = {**asdict(experiment), "data": data.name, "data_fingerprint": data.fingerprint}
+    identity = {**asdict(experiment), "loss": loss_name(experiment.loss)}
+    identity |= {"data": data.name, "data_fingerprint": data.fingerprint, "class_names": data.class_names}
     if experiment.split is not None:  # what is in the file counts, not where it lies
         path = Path(experiment.split)
         identity["split"] = f"{path.name} {hashlib.sha256(path.read_bytes()).hexdigest()[:8]}"
@@ -303,7 +470,7 @@ def _identity(experiment: Experiment, data: Data) -> dict[str, Any]:
 
 
 def _refuse_another(path: Path, identity: dict[str, Any]) -> None:
-    """Raise where a folder is noted as another experiment's; more epochs than noted are a wish to train on."""
+    """Raise where a folder is noted as another experiment's; more epochs than noted mean to train on."""
 
     def comparable(experiment: dict[str, Any]) -> dict[str, Any]:
         fit_settings = {name: value for name, value in experiment["fit"].items() if name != "epochs"}

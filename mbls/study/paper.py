@@ -1,24 +1,27 @@
 """The paper's comparison as a list of experiments: losses, margins, weights of the penalty, few patients, backbones.
 
-Two protocols: ``PAPER`` is the official one, for a GPU; ``CPU`` is what two CPU cores can afford, and its tables have to say so.
+There are two protocols. ``PAPER`` is the official one, for a GPU. ``REDUCED`` is small enough for two CPU cores; its
+tables have to say so.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from typing import Literal, get_args
 
+from mbls.data.home import recorded
 from mbls.engine.fit import FitSettings
 from mbls.study.experiment import Experiment, sweep
 
-__all__ = ["CPU", "PAPER", "PARTS", "PROTOCOLS", "Protocol", "parts", "study"]
+__all__ = ["PAPER", "PARTS", "PROTOCOLS", "REDUCED", "Part", "Protocol", "parts", "study"]
 
 MARGINS = tuple(f"mbls:margin={margin}" for margin in (0, 1, 2, 3, 5, 8, 10, 15, 20))
 #: The weight 0.1 is the default, so its run is the one of the margin alone.
 WEIGHTS = ("mbls:margin=5:alpha=0.01", "mbls:margin=5", "mbls:margin=5:alpha=1")
 #: What is compared with few patients and on other backbones.
-THREE = ("ce", "ls", "mbls:margin=5")
-LOSSES = (
+BASELINES = ("ce", "ls", "mbls:margin=5")
+COMPARED = (
     "ce",
     "ce_dice",
     "fl",
@@ -36,16 +39,19 @@ LOSSES = (
 #: Sizes of the training set beside the whole one.
 FEW_PATIENTS = (5, 10, 20, 40)
 #: The parts of the study, in the order in which they are run.
-PARTS = ("losses", "margins", "weights", "few_patients", "ten_patients", "backbones")
+Part = Literal["losses", "margins", "weights", "few_patients", "ten_patients", "backbones"]
+PARTS: tuple[Part, ...] = get_args(Part)
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """How all networks of a study are trained.
+    """How the networks of a study are trained.
 
     Attributes:
-        name: on the command line. label: in the heading of every table.
-        base: the experiment that each one varies; its split has ``train_patients`` patients to train on.
+        name: its name on the command line.
+        label: its name in the heading of every table.
+        base: the experiment that all others vary.
+        train_patients: training patients in the split of ``base``.
         backbones: (name, base_channels) of the networks beside the U-Net.
     """
 
@@ -56,8 +62,8 @@ class Protocol:
     backbones: tuple[tuple[str, int], ...]
 
 
-#: 56, 8 and 16 of the 80 patients of ACDC that data/acdc_split.json names.
-SPLIT = "data/acdc_split.json"
+#: 56, 8 and 16 of the 80 patients of ACDC.
+SPLIT = str(recorded("acdc_split.json"))
 
 PAPER = Protocol(
     name="paper",
@@ -67,9 +73,10 @@ PAPER = Protocol(
     backbones=(("attention_unet", 32), ("unet++", 32), ("swin_unetr", 24)),
 )
 
-#: Slices of 128 x 128 voxels halved, 8 to 64 filters with batch normalisation, three times the rate for a tenth of the epochs.
-CPU = Protocol(
-    name="cpu",
+#: Slices of 128 x 128 voxels at half the resolution, 8 to 64 filters with batch normalisation, three times the learning
+#: rate for a tenth of the epochs.
+REDUCED = Protocol(
+    name="reduced",
     label="reduced protocol, two CPU cores",
     base=Experiment(
         split=SPLIT,
@@ -84,11 +91,20 @@ CPU = Protocol(
     backbones=(("attention_unet", 12), ("unet++", 12), ("swin_unetr", 12)),
 )
 
-PROTOCOLS = {protocol.name: protocol for protocol in (PAPER, CPU)}
+PROTOCOLS = {protocol.name: protocol for protocol in (PAPER, REDUCED)}
 
 
-def parts(protocol: Protocol, seeds: Iterable[int] = (0, 1, 2)) -> dict[str, list[Experiment]]:
-    """The experiments of each of :data:`PARTS`. Some belong to two parts and have the same name in both."""
+def parts(protocol: Protocol, seeds: Iterable[int] = (0, 1, 2)) -> dict[Part, list[Experiment]]:
+    """The experiments of each part of :data:`PARTS`. One that belongs to two parts has the same name in both.
+
+    Args:
+        protocol: how the networks are trained.
+        seeds: one training a seed.
+
+    Example:
+        >>> {part: len(runs) for part, runs in parts(REDUCED, [0]).items() if part in ("losses", "weights")}
+        {'losses': 13, 'weights': 4}
+    """
     base, seeds = protocol.base, list(seeds)
     few = {
         number: _same_steps(replace(base, train_patients=number), protocol.train_patients / number)
@@ -97,22 +113,31 @@ def parts(protocol: Protocol, seeds: Iterable[int] = (0, 1, 2)) -> dict[str, lis
     # MONAI's networks have one depth and bring their own normalisation.
     others = [replace(base, model=name, base_channels=width, levels=5, norm=None) for name, width in protocol.backbones]
     return {
-        "losses": sweep(base, LOSSES, seeds),
+        "losses": sweep(base, COMPARED, seeds),
         "margins": sweep(base, ("ce", *MARGINS), seeds),
         "weights": sweep(base, ("ce", *WEIGHTS), seeds),
-        "few_patients": [run for fewer in (*few.values(), base) for run in sweep(fewer, THREE, seeds)],
+        "few_patients": [run for fewer in (*few.values(), base) for run in sweep(fewer, BASELINES, seeds)],
         # Losses and margins once more where cross-entropy grows overconfident even in a short training.
-        "ten_patients": sweep(few[10], dict.fromkeys((*LOSSES, *MARGINS)), seeds),
-        "backbones": sweep(base, THREE, seeds) + [run for other in others for run in sweep(other, THREE, seeds)],
+        "ten_patients": sweep(few[10], dict.fromkeys((*COMPARED, *MARGINS)), seeds),
+        "backbones": sweep(base, BASELINES, seeds)
+        + [run for other in others for run in sweep(other, BASELINES, seeds)],
     }
 
 
 def study(protocol: Protocol, seeds: Iterable[int] = (0, 1, 2), only: Iterable[str] = PARTS) -> list[Experiment]:
-    """Every experiment once, in an order that leaves something whole wherever it is stopped: all of a part with one seed, then
-    the next part; then the next seed.
+    """Every experiment once, seed by seed and, with each seed, part by part. A study that is stopped has whole parts.
+
+    Args:
+        protocol: how the networks are trained.
+        seeds: one training a seed.
+        only: the parts that are wanted, some of :data:`PARTS`.
 
     Raises:
         ValueError: an unknown part.
+
+    Example:
+        >>> [run.loss for run in study(REDUCED, seeds=[0], only=["weights"])]
+        ['ce', 'mbls:margin=5:alpha=0.01', 'mbls:margin=5', 'mbls:margin=5:alpha=1']
     """
     only = list(only)
     unknown = [part for part in only if part not in PARTS]
@@ -127,7 +152,7 @@ def study(protocol: Protocol, seeds: Iterable[int] = (0, 1, 2), only: Iterable[s
 
 
 def _same_steps(experiment: Experiment, factor: float) -> Experiment:
-    """The experiment with so many times the epochs, so that a smaller training set is trained on for as many steps."""
+    """The experiment with ``factor`` times the epochs, so that a smaller training set gets as many steps."""
     fit = experiment.fit
     longer = {name: round(getattr(fit, name) * factor) for name in ("epochs", "lr_step", "validate_every")}
     return replace(experiment, fit=replace(fit, **longer))

@@ -20,12 +20,14 @@ import torch
 from lightning_fabric import Fabric
 
 import mbls
+from mbls.engine.judge import Judgement
 from mbls.files import write_json, write_table
 
-__all__ = ["KEYS", "as_table", "merge", "provenance", "write_tables"]
+__all__ = ["KEYS", "WEIGHTS", "as_table", "merge", "provenance", "write_tables"]
 
-#: The columns that tell runs on the same data apart.
+#: The columns that tell runs on the same data apart, and the weights of a run.
 KEYS = ("loss", "model", "train_patients", "seed")
+WEIGHTS = "weights"
 
 
 def merge(folders: Iterable[str | Path], out: str | Path) -> tuple[pd.DataFrame, list[str]]:
@@ -33,7 +35,7 @@ def merge(folders: Iterable[str | Path], out: str | Path) -> tuple[pd.DataFrame,
 
     Args:
         folders: where the jobs' ``out`` were; the same folder once if they shared it.
-        out: folder for ``results.csv``, ``results.json``, ``volumes.csv`` and ``histograms.csv``.
+        out: folder for ``results.csv``, ``results.json``, ``cases.csv`` and ``histograms.csv``.
 
     Returns:
         The table, and the names of the runs that were begun and are not finished.
@@ -62,31 +64,35 @@ def merge(folders: Iterable[str | Path], out: str | Path) -> tuple[pd.DataFrame,
     runs = []
     for name in sorted(found):
         try:
-            row = json.loads((found[name] / "result.json").read_text())
-            runs.append((row, *(pd.read_csv(found[name] / file) for file in ("histograms.csv", "volumes.csv"))))
-        except (OSError, ValueError) as error:
-            raise ValueError(f"{found[name]}: cannot be read as a finished run ({error})") from error
-    data = {row["experiment"]["data_fingerprint"]: row["data"] for row, *_ in runs}
+            for row in json.loads((found[name] / "result.json").read_text(encoding="utf-8")):
+                runs.append((row, Judgement.load(found[name], f"-{row[WEIGHTS]}")))
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{found[name]}: cannot be read as a finished run ({error!r})") from error
+    data = {row["experiment"]["data_fingerprint"]: row["data"] for row, _ in runs}
     if len(data) > 1:
         raise ValueError(
             f"folders: got runs on different data ({', '.join(f'{name} {key}' for key, name in data.items())})"
         )
     write_tables(runs, Path(out))
-    return as_table([row for row, *_ in runs]), [name for name in unfinished if name not in found]
+    return as_table([row for row, _ in runs]), [name for name in unfinished if name not in found]
 
 
-def write_tables(runs: list[tuple[dict[str, Any], pd.DataFrame, pd.DataFrame]], out: Path) -> None:
-    """The rows, histograms and volumes of some runs as results.json, results.csv, histograms.csv and volumes.csv."""
-    rows = [row for row, *_ in runs]
+def write_tables(runs: list[tuple[dict[str, Any], Judgement]], out: Path) -> None:
+    """The rows, histograms and cases of some runs as results.json, results.csv, histograms.csv and cases.csv."""
+    rows = [row for row, _ in runs]
     write_json(rows, out / "results.json")
     write_table(as_table(rows), out / "results.csv")
-    for place, name in ((1, "histograms"), (2, "volumes")):
-        parts = [run[place].assign(**{key: run[0][key] for key in KEYS}) for run in runs]
+    tables = {
+        "histograms": lambda judgement: judgement.histograms(),
+        "cases": lambda judgement: pd.DataFrame(judgement.cases),
+    }
+    for name, table in tables.items():
+        parts = [table(judgement).assign(**{key: row[key] for key in (*KEYS, WEIGHTS)}) for row, judgement in runs]
         write_table(pd.concat(parts), out / f"{name}.csv")
 
 
 def as_table(rows: list[dict[str, Any]]) -> pd.DataFrame:
-    """One column a figure; configuration and provenance spread over columns that begin with their names."""
+    """One column a metric; configuration and provenance spread over columns that begin with their names."""
     table = []
     for row in rows:
         flat = {key: value for key, value in row.items() if key not in ("experiment", "provenance")}
@@ -99,7 +105,8 @@ def as_table(rows: list[dict[str, Any]]) -> pd.DataFrame:
 
 
 def provenance(fabric: Fabric) -> dict[str, Any]:
-    """Where a row comes from: the command (None in a notebook), the commit of the checkout, device, precision, versions."""
+    """Where a row comes from: the command (None in a notebook), the commit of the checkout, device, precision,
+    versions."""
     device = fabric.device
     named = (
         torch.cuda.get_device_name(device)
@@ -125,7 +132,8 @@ def provenance(fabric: Fabric) -> dict[str, Any]:
 
 @functools.cache
 def _commit() -> str | None:
-    """The commit of the checkout that the package runs from, with "-changed" where its files differ; None outside a checkout."""
+    """The commit of the checkout that the package runs from, with "-changed" where its files differ; None outside a
+    checkout."""
     checkout = Path(mbls.__file__).resolve().parents[1]
     if not (checkout / ".git").exists():
         return None

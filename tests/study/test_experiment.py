@@ -1,5 +1,6 @@
-"""Comparing losses: names, backbones, rows with provenance, resuming, the command line."""
+"""Comparing losses: names, rows with provenance, resuming, kept predictions, other data sets, the command line."""
 
+import itertools
 import json
 import os
 import shutil
@@ -8,20 +9,21 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 
-from mbls.__main__ import main
+import mbls
+from mbls.__main__ import _experiment, _parser, main
 from mbls.data import home
-from mbls.data.home import data_name, find_data
-from mbls.data.phantom import is_phantom
+from mbls.data.acdc import PHANTOM_MARKER, PHASES, find_patients
+from mbls.data.home import find_data
+from mbls.data.layout import read_dataset
 from mbls.engine.fit import FitSettings
-from mbls.losses import LOSSES, parse_loss
-from mbls.networks.backbones import MODELS, build_model
+from mbls.losses import LOSSES
 from mbls.study import experiment as experiments
-from mbls.study.experiment import Experiment, compare, parse_shard, run_experiment, sweep
+from mbls.study.experiment import Experiment, compare, judge_run, parse_shard, run_experiment, sweep
 from mbls.study.results import merge
 
 SMALL = Experiment(
@@ -49,34 +51,6 @@ COMMON = [
 ]
 
 
-@pytest.mark.parametrize(("name", "channels"), [("unet", 4), ("attention_unet", 4), ("unet++", 4), ("swin_unetr", 12)])
-def test_backbones(name, channels):
-    model = build_model(name, channels)
-    assert model(torch.randn(1, 1, 64, 64)).shape == (1, 4, 64, 64)
-    assert set(MODELS) == {"unet", "attention_unet", "unet++", "swin_unetr"}
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (("vnet",), "model: got 'vnet'"),
-        (("unet++", 32, 4), "levels: got 4"),
-        (("swin_unetr", 32), "base_channels, levels: got 32"),
-        (("attention_unet", 32, 5, "batch"), "norm: got 'batch'"),
-    ],
-)
-def test_bad_backbones(arguments, message):
-    with pytest.raises(ValueError, match=message):
-        build_model(*arguments)
-
-
-def test_parse_loss():
-    assert parse_loss("mbls:margin=5:alpha=0.1:norm=l2") == ("mbls", {"margin": 5, "alpha": 0.1, "norm": "l2"})
-    assert parse_loss("ce") == ("ce", {})
-    with pytest.raises(ValueError, match="loss: got 'margin' in"):
-        parse_loss("mbls:margin")
-
-
 def test_names_of_runs_are_distinct_and_safe():
     names = [run.name for run in sweep(SMALL, ["ce", "mbls:margin=5", "mbls:margin=5:alpha=0.2"], [0, 1])]
     assert names[:3] == ["ce-seed0", "ce-seed1", "mbls-margin5-seed0"]
@@ -86,10 +60,10 @@ def test_names_of_runs_are_distinct_and_safe():
 
 @pytest.mark.parametrize("loss", sorted(LOSSES))
 def test_every_loss_trains(loss, phantom_root):
-    row, _, evaluation, *_ = run_experiment(replace(SMALL, loss=loss, surface=False), phantom_root, progress=False)
-    assert row["loss"] == loss
-    assert 0 <= row["ece"] <= 1
-    assert len(evaluation.volumes) == 2
+    run = run_experiment(replace(SMALL, loss=loss, surface=False), phantom_root, progress=False)
+    assert run.row["loss"] == loss
+    assert 0 <= run.row["ece"] <= 1
+    assert len(run.judgement.cases) == 2
 
 
 def test_compare_writes_tidy_rows_with_provenance(phantom_root, tmp_path):
@@ -115,25 +89,34 @@ def test_compare_writes_tidy_rows_with_provenance(phantom_root, tmp_path):
     assert (written["data"] == "phantom").all()
     rows = json.loads((tmp_path / "results.json").read_text())
     assert [row["dsc"] for row in rows] == pytest.approx(written["dsc"].tolist())
-    volumes = pd.read_csv(tmp_path / "ce-seed0" / "volumes.csv")
-    assert len(volumes) == 2
-    assert len(pd.read_csv(tmp_path / "volumes.csv")) == 4 * 2
-    # Scaling by one number for all voxels: the volumes' NLL, weighted by voxels, is the row's.
+    cases = pd.read_csv(tmp_path / "ce-seed0" / "cases-best.csv")
+    assert len(cases) == 2
+    assert len(pd.read_csv(tmp_path / "cases.csv")) == 4 * 2
     (row,) = written.query("loss == 'ce' and seed == 0").to_dict("records")
-    assert np.average(volumes["scaled_nll"], weights=volumes["voxels"]) == pytest.approx(row["scaled_nll"])
+    assert np.mean(cases["scaled_nll"]) == pytest.approx(row["scaled_nll"])
     histograms = pd.read_csv(tmp_path / "histograms.csv")
     assert set(zip(histograms["loss"], histograms["seed"], strict=True)) == set(
         zip(table["loss"], table["seed"], strict=True)
     )
-    single = pd.read_csv(tmp_path / "ce-seed0" / "histograms.csv")
-    assert single["count"].tolist() == histograms.query("loss == 'ce' and seed == 0")["count"].tolist()
+    voxels = histograms.query("loss == 'ce' and seed == 0 and region == 'all' and kind == 'confidence'")["count"].sum()
+    assert voxels == cases["voxels"].sum()
     # Finished runs are not trained again: the rows come back as they were, wall time included.
     again = compare(sweep(SMALL, ["ce", "mbls:margin=2"], [0, 1]), phantom_root, tmp_path, progress=False)
     assert again["wall_seconds"].tolist() == table["wall_seconds"].tolist()
 
 
 def test_shards_in_separate_processes_make_the_table_of_one(phantom_root, tmp_path):
-    options = ["--losses", "ce,mbls:margin=2", "--seeds", "0,1", "--data", str(phantom_root), *COMMON, "--no-surface"]
+    options = [
+        "--losses",
+        "ce",
+        "mbls:margin=2",
+        "--seeds",
+        "0,1",
+        "--data",
+        str(phantom_root),
+        *COMMON,
+        "--no-surface",
+    ]
     environment = {
         **os.environ,
         "OMP_NUM_THREADS": "1",
@@ -171,9 +154,9 @@ def test_merge_says_what_is_missing_or_does_not_fit(phantom_root, tmp_path, caps
     with pytest.raises(ValueError, match=r"second.ce-seed0: got the run ce-seed0 a second time \(first in .*first\)"):
         merge([tmp_path / "first", tmp_path / "second"], tmp_path)
     other = tmp_path / "second" / "ce-seed0"
-    row = json.loads((other / "result.json").read_text())
-    row["experiment"]["data_fingerprint"] = "another"
-    (other / "result.json").write_text(json.dumps(row))
+    rows = json.loads((other / "result.json").read_text())
+    rows[0]["experiment"]["data_fingerprint"] = "another"
+    (other / "result.json").write_text(json.dumps(rows))
     other.rename(tmp_path / "second" / "ce-seed1")
     with pytest.raises(ValueError, match="runs on different data"):
         merge([tmp_path / "first", tmp_path / "second"], tmp_path)
@@ -225,7 +208,6 @@ def test_find_data_prefers_what_is_given(phantom_root, tmp_path, monkeypatch):
     monkeypatch.setenv("MBLS_DATA", str(phantom_root))
     assert find_data() == phantom_root
     assert find_data(tmp_path) == tmp_path
-    assert data_name(phantom_root) == "phantom"
     with pytest.raises(FileNotFoundError, match="root: got"):
         find_data(tmp_path / "nowhere")
     monkeypatch.setenv("MBLS_DATA", str(tmp_path / "nowhere"))
@@ -254,11 +236,22 @@ def test_train_command(phantom_root, tmp_path, capsys):
     assert main(command) == 0
     shown = capsys.readouterr().out
     assert "mbls:margin=5" in shown
-    assert json.loads((tmp_path / "result.json").read_text())["experiment"]["loss"] == "mbls:margin=5"
+    (row,) = json.loads((tmp_path / "result.json").read_text())
+    assert row["experiment"]["loss"] == "mbls:margin=5"
 
 
 def test_compare_command(phantom_root, tmp_path, capsys):
-    command = ["compare", "--losses", "ce,mbls:margin=3", "--data", str(phantom_root), "--out", str(tmp_path), *COMMON]
+    command = [
+        "compare",
+        "--losses",
+        "ce",
+        "mbls:margin=3",
+        "--data",
+        str(phantom_root),
+        "--out",
+        str(tmp_path),
+        *COMMON,
+    ]
     assert main([*command, "--no-surface"]) == 0
     assert "mbls:margin=3" in capsys.readouterr().out
     assert len(pd.read_csv(tmp_path / "results.csv")) == 2
@@ -286,7 +279,8 @@ def test_rows_say_which_command_and_commit_made_them(phantom_root, tmp_path, mon
         *COMMON,
     ]
     subprocess.run([*command, "--no-surface"], check=True, capture_output=True)
-    made = json.loads((tmp_path / "result.json").read_text())["provenance"]
+    (row,) = json.loads((tmp_path / "result.json").read_text())
+    made = row["provenance"]
     assert made["command"].startswith("python -m mbls train --loss ce --data ")
 
 
@@ -307,7 +301,7 @@ def test_a_fixed_split_counts_by_its_content_not_its_place(phantom_root, tmp_pat
 
 def test_study_command(phantom_root, tmp_path, capsys):
     assert (
-        main(["study", "--protocol", "cpu", "--parts", "weights", "--seeds", "0", "--out", str(tmp_path), "--list"])
+        main(["study", "--protocol", "reduced", "--parts", "weights", "--seeds", "0", "--out", str(tmp_path), "--list"])
         == 0
     )
     names = ["ce-seed0", "mbls-margin5-alpha0.01-seed0", "mbls-margin5-seed0", "mbls-margin5-alpha1-seed0"]
@@ -315,14 +309,14 @@ def test_study_command(phantom_root, tmp_path, capsys):
     assert main(["study", "--parts", "margin", "--out", str(tmp_path), "--list"]) == 2
     assert "parts: got margin" in capsys.readouterr().err
     # The split names patients of ACDC.
-    assert main(["study", "--protocol", "cpu", "--data", str(phantom_root), "--out", str(tmp_path)]) == 2
-    assert "acdc_split.json: got patients that the data does not have" in capsys.readouterr().err
+    assert main(["study", "--protocol", "reduced", "--data", str(phantom_root), "--out", str(tmp_path)]) == 2
+    assert "acdc_split.json: got subjects that phantom does not have" in capsys.readouterr().err
 
 
 def test_phantom_and_check_commands(tmp_path, capsys):
     root = tmp_path / "phantom"
     assert main(["phantom", "--out", str(root), "--patients", "1"]) == 0
-    assert is_phantom(root)
+    assert (root / PHANTOM_MARKER).is_file()
     assert main(["check", str(root)]) == 0
     assert "patient001  clean" in capsys.readouterr().out
     (root / "training" / "patient001" / "patient001_frame01.nii.gz").unlink()
@@ -333,12 +327,17 @@ def test_phantom_and_check_commands(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--loss", "lms"], "name: got 'lms'"),
-        (["--loss", "ce", "--margin", "3"], "options of loss 'ce'"),
-        (["--margin", "-1"], "margin: got -1"),
+        (["--loss", "lms"], "--loss: got 'lms'"),
+        (["--loss", "ce", "--margin", "3"], "--loss 'ce': got margin=3"),
+        (["--margin", "-1"], "--margin: got -1"),
         (["--patients", "3"], "--patients: got '3'"),
-        (["--patients", "30,1,1"], "train, val, test: got 30"),
-        (["--data", "nowhere"], "root: got nowhere"),
+        (["--patients", "30,1,1"], "--patients: got 30"),
+        (["--batch-size", "0"], "--batch-size: got 0"),
+        (["--learning-rate", "0"], "--learning-rate: got 0.0"),
+        (["--model", "unet++", "--norm", "batch"], "--norm: got 'batch'"),
+        (["--alpha-schedule", "add"], "--alpha-schedule: got 'add'"),
+        (["--loss", "ce", "--alpha-schedule", "add:0.1:10"], "--alpha-schedule: got one for 'ce'"),
+        (["--data", "nowhere"], "--data: got nowhere"),
     ],
 )
 def test_errors_of_the_command_line(phantom_root, tmp_path, capsys, options, message):
@@ -347,3 +346,148 @@ def test_errors_of_the_command_line(phantom_root, tmp_path, capsys, options, mes
     errors = capsys.readouterr().err
     assert message in errors
     assert "Traceback" not in errors
+
+
+def test_a_finished_run_is_loaded_and_not_judged_again(phantom_root, tmp_path, monkeypatch):
+    first = run_experiment(SMALL, phantom_root, tmp_path, progress=False)
+    monkeypatch.setattr(experiments, "judge", lambda *arguments, **options: pytest.fail("judged"))
+    monkeypatch.setattr(experiments, "fit", lambda *arguments, **options: pytest.fail("trained"))
+    again = run_experiment(SMALL, phantom_root, tmp_path, progress=False)
+    assert json.dumps(again.row) == json.dumps(first.row)  # as text, since NaN is not itself
+    assert again.judgement.pooled() == first.judgement.pooled()
+    pd.testing.assert_frame_equal(again.cases, first.cases, check_dtype=False)
+    for ours, theirs in zip(again.model.state_dict().values(), first.model.state_dict().values(), strict=True):
+        assert ours.equal(theirs)
+
+
+def test_a_schedule_of_the_penalty_reaches_the_run(phantom_root, tmp_path, capsys):
+    command = ["train", "--loss", "mbls:margin=2", "--alpha-schedule", "add:0.1:2", "--out", str(tmp_path), *COMMON]
+    assert main([*command, "--data", str(phantom_root), "--epochs", "4", "--no-surface"]) == 0
+    assert pd.read_csv(tmp_path / "history.csv")["alpha"].tolist() == pytest.approx([0.1, 0.1, 0.2, 0.2])
+    (row,) = json.loads((tmp_path / "result.json").read_text())
+    assert row["experiment"]["alpha_schedule"] == "add:0.1:2"
+
+
+def test_last_and_best_weights_are_judged_where_asked(phantom_root, tmp_path):
+    longer = replace(
+        SMALL, surface=False, judged=("last", "best"), fit=replace(SMALL.fit, epochs=4, learning_rate=0.03)
+    )
+    run = run_experiment(longer, phantom_root, tmp_path / "run", progress=False)
+    assert list(run.rows) == ["last", "best"]
+    assert run.row is run.rows["last"]
+    assert run.rows["last"]["weights_checksum"] != run.rows["best"]["weights_checksum"] or run.row["best_epoch"] == 4
+    table = compare([longer], phantom_root, tmp_path / "table", progress=False)
+    assert table["weights"].tolist() == ["last", "best"]
+    assert set(pd.read_csv(tmp_path / "table" / "cases.csv")["weights"]) == {"last", "best"}
+    # Without validation there is no best epoch.
+    alone = run_experiment(replace(longer, patients=(2, 0, 1)), phantom_root, progress=False)
+    assert list(alone.rows) == ["last"]
+
+
+def test_kept_predictions_are_judged_again_without_data_and_network(phantom_root, tmp_path, capsys):
+    run = run_experiment(SMALL, phantom_root, tmp_path / "run", progress=False, keep_predictions=True)
+    assert not list((tmp_path / "run").rglob("*.part"))
+    for damaged in ("best.pt", "last.pt"):
+        (tmp_path / "run" / damaged).unlink()
+    found = judge_run(tmp_path / "run")
+    assert list(found) == ["best", "last"]
+    figures, judgement = found["best"]
+    assert figures["dsc"] == run.row["dsc"]
+    assert figures["hd95"] == pytest.approx(run.row["hd95"], nan_ok=True)
+    assert [row["subject"] for row in judgement.cases] == run.cases["subject"].tolist()
+    for name in ("ece", "cece", "nll", "temperature", "mean_distance", "ece_fg", "nll_fg", "scaled_nll", "scaled_ece"):
+        assert figures[name] == pytest.approx(run.row[name], rel=1e-3), name
+    assert main(["judge", str(tmp_path / "run"), "--out", str(tmp_path / "again")]) == 0
+    assert f"dsc                  {run.row['dsc']:.4f}" in capsys.readouterr().out
+    assert json.loads((tmp_path / "again" / "metrics-best.json").read_text())["dsc"] == run.row["dsc"]
+    assert main(["judge", str(tmp_path / "again")]) == 2
+    assert "expected the predictions of a run trained with --keep-predictions" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="keep_predictions: got True without out"):
+        run_experiment(SMALL, phantom_root, keep_predictions=True)
+
+
+def test_a_wrong_option_is_told_before_any_data_is_made(tmp_path, capsys, monkeypatch):
+    monkeypatch.delenv("MBLS_DATA", raising=False)
+    monkeypatch.setattr(home, "make_phantom", lambda *arguments: pytest.fail("made a phantom"))
+    monkeypatch.setattr(home, "data_home", lambda: tmp_path)
+    for command in (["train", "--loss", "mbls:margn=5"], ["compare", "--losses", "ce", "lms"]):
+        assert main([*command, "--out", str(tmp_path / "out"), *COMMON]) == 2
+        assert "--loss" in capsys.readouterr().err
+
+
+def test_version_and_quiet(phantom_root, tmp_path, capsys):
+    with pytest.raises(SystemExit, match="0"):
+        main(["--version"])
+    assert capsys.readouterr().out == f"mbls {mbls.__version__}\n"
+    command = ["train", "--data", str(phantom_root), "--out", str(tmp_path), *COMMON, "--no-surface", "--quiet"]
+    quiet = subprocess.run([sys.executable, "-m", "mbls", *command], capture_output=True, text=True)
+    assert (quiet.returncode, quiet.stdout, quiet.stderr) == (0, "", "")
+
+
+def test_defaults_of_the_shell_are_those_of_the_dataclasses(tmp_path):
+    options = _parser().parse_args(["train", "--out", str(tmp_path)])
+    assert _experiment(options, options.loss, options.seed) == Experiment()
+
+
+MADE = {"name": "Belly", "modality": {"0": "CT", "1": "MR"}, "labels": {"0": "background", "1": "organ", "2": "tumour"}}
+
+
+@pytest.mark.parametrize("shape", [(40, 36), (40, 36, 4)])
+def test_a_made_data_set_goes_through_check_train_compare_and_judge(tmp_path, capsys, shape):
+    """Three classes, two channels, another name, two cases a subject; 2-D and 3-D."""
+    random = np.random.default_rng(0)
+    root = tmp_path / "data"
+    for folder in ("imagesTr", "labelsTr"):
+        (root / folder).mkdir(parents=True)
+    (root / "dataset.json").write_text(json.dumps(MADE))
+    for subject, visit in itertools.product(range(6), "ab"):
+        labels = np.zeros(shape, np.uint8)
+        x = 6 + subject
+        labels[x : x + 16, 8:26] = 1
+        labels[x + 4 : x + 10, 12:18] = 2
+        for channel in (0, 1):
+            image = (100 * labels + random.normal(0, 30, shape)).astype(np.float32)
+            nib.save(nib.Nifti1Image(image, np.eye(4)), root / "imagesTr" / f"s{subject}{visit}_000{channel}.nii.gz")
+        nib.save(nib.Nifti1Image(labels, np.eye(4)), root / "labelsTr" / f"s{subject}{visit}.nii.gz")
+    assert main(["check", str(root), "--subject", r"s\d"]) == 0
+    assert "6 subjects, 0 with problems" in capsys.readouterr().out
+    common = ["--data", str(root), "--subject", r"s\d", "--size", "32", "--base-channels", "4", "--levels", "3"]
+    common += ["--norm", "batch", "--patients", "3,1,2", "--epochs", "3", "--keep-predictions"]
+    assert main(["compare", "--losses", "ce", "svls", "mbls:margin=5", *common, "--out", str(tmp_path / "out")]) == 0
+    table = pd.read_csv(tmp_path / "out" / "results.csv")
+    assert table["data"].tolist() == ["Belly"] * 3
+    cases = pd.read_csv(tmp_path / "out" / "cases.csv")
+    assert {"dsc_organ", "dsc_tumour"} < set(cases)
+    assert cases.groupby("loss")["subject"].nunique().tolist() == [2] * 3
+    assert len(cases) == 3 * 4
+    capsys.readouterr()
+    assert main(["judge", str(tmp_path / "out" / "ce-seed0"), "--no-surface"]) == 0
+    assert f"dsc                  {table['dsc'][0]:.4f}" in capsys.readouterr().out
+
+
+@pytest.mark.acdc
+def test_acdc_in_the_layout_of_nnunet_gives_the_same_numbers(acdc_root, tmp_path):
+    """Real volumes, written anew in the other layout: the same run, from the fingerprint of the data to the last
+    figure."""
+    acdc = read_dataset(acdc_root)
+    split = {"train": ["patient001", "patient041"], "val": ["patient021"], "test": ["patient061"]}
+    (tmp_path / "split.json").write_text(json.dumps(split))
+    root = tmp_path / "Dataset027"
+    for folder in ("imagesTr", "labelsTr"):
+        (root / folder).mkdir(parents=True)
+    for patient in (find_patients(acdc_root)[number] for number in (0, 16, 32, 48)):
+        for phase in PHASES:
+            for kind, place in (("image", "imagesTr/{}_0000"), ("labels", "labelsTr/{}")):
+                target = root / f"{place.format(f'{patient.id}_{phase}')}.nii.gz"
+                nib.save(nib.load(patient.path(phase, kind)), target)
+    labels = {name: number for number, name in enumerate(acdc.class_names)}
+    description = {"name": "ACDC", "channel_names": {"0": "cine MR"}, "labels": labels, "file_ending": ".nii.gz"}
+    (root / "dataset.json").write_text(json.dumps(description))
+    experiment = replace(SMALL, split=str(tmp_path / "split.json"))
+    one = run_experiment(experiment, acdc_root, progress=False)
+    two = run_experiment(replace(experiment, subject=r"patient\d+"), root, progress=False)
+    changing = ("wall_seconds", "train_seconds", "provenance", "experiment")
+    rows = [{name: value for name, value in run.row.items() if name not in changing} for run in (one, two)]
+    assert json.dumps(rows[0]) == json.dumps(rows[1])  # as text, since NaN is not itself
+    assert one.row["experiment"]["data_fingerprint"] == two.row["experiment"]["data_fingerprint"]
+    assert one.cases.drop(columns="group").equals(two.cases.drop(columns="group"))

@@ -5,11 +5,13 @@ from dataclasses import replace
 
 import pytest
 
-from mbls.data.acdc import GROUPS, find_patients, read_split, split_patients
+from mbls.data.acdc import GROUPS
+from mbls.data.dataset import read_split, split
 from mbls.data.home import data_home
+from mbls.data.layout import read_dataset
 from mbls.engine.fit import FitSettings
 from mbls.study.experiment import compare, load_data
-from mbls.study.paper import CPU, FEW_PATIENTS, PAPER, PARTS, PROTOCOLS, parts, study
+from mbls.study.paper import FEW_PATIENTS, PAPER, PARTS, PROTOCOLS, REDUCED, parts, study
 
 SPLIT = data_home() / "acdc_split.json"
 
@@ -36,15 +38,15 @@ def test_the_papers_protocol():
 
 def test_unknown_part():
     with pytest.raises(ValueError, match="parts: got margin, expected some of losses, margins"):
-        study(CPU, only=["margin"])
+        study(REDUCED, only=["margin"])
 
 
 def test_the_fixed_split_is_stratified_and_any_beginning_of_it_too(acdc_root):
-    patients = find_patients(acdc_root)
-    fixed = read_split(SPLIT, patients)
-    assert fixed == split_patients(patients, 56, 8, 16)
+    acdc = read_dataset(acdc_root)
+    fixed = read_split(SPLIT, acdc)
+    assert fixed == split(acdc, 56, 8, 16)
     for number in (*FEW_PATIENTS, 56):
-        groups = Counter(patient.group for patient in fixed.train[:number])
+        groups = Counter(fixed.train.first(number).subjects.values())
         assert set(groups) == set(GROUPS)
         assert max(groups.values()) - min(groups.values()) <= 1
 
@@ -52,9 +54,9 @@ def test_the_fixed_split_is_stratified_and_any_beginning_of_it_too(acdc_root):
 def test_every_row_trains(phantom_root, tmp_path):
     """All of the study with small networks, one epoch, and as many patients as a small phantom has."""
     shape = {"split": None, "patients": (2, 1, 1), "size": 64, "crop": 128, "surface": False}
-    base = replace(CPU.base, **shape, base_channels=4, levels=3, fit=FitSettings(epochs=1, batch_size=16))
-    backbones = tuple((name, 12 if name == "swin_unetr" else 4) for name, _ in CPU.backbones)
-    protocol = replace(CPU, base=base, backbones=backbones)
+    base = replace(REDUCED.base, **shape, base_channels=4, levels=3, fit=FitSettings(epochs=1, batch_size=16))
+    backbones = tuple((name, 12 if name == "swin_unetr" else 4) for name, _ in REDUCED.backbones)
+    protocol = replace(REDUCED, base=base, backbones=backbones)
     runs = [replace(run, train_patients=run.train_patients and 1) for run in study(protocol, [0])]
     runs = {run.name: replace(run, fit=base.fit) for run in runs}  # every size of a small training set is the same here
     table = compare(runs.values(), phantom_root, tmp_path, progress=False)
@@ -70,9 +72,9 @@ def test_every_row_trains(phantom_root, tmp_path):
 
 
 def test_few_patients_are_the_first_of_all(phantom_root):
-    base = replace(CPU.base, split=None, patients=(3, 1, 1), size=32, crop=96)
+    base = replace(REDUCED.base, split=None, patients=(3, 1, 1), size=32, crop=96)
     whole, two = load_data(base, phantom_root), load_data(replace(base, train_patients=2), phantom_root)
-    assert [volume.patient for volume in two.train.volumes] == [volume.patient for volume in whole.train.volumes][:4]
+    assert [volume.subject for volume in two.train.volumes] == [volume.subject for volume in whole.train.volumes][:4]
     assert len(two.train) == two.train.volumes[-1].stop < len(whole.train)
     assert two.train.labels.equal(whole.train.labels[: len(two.train)])
     assert two.fingerprint == whole.fingerprint
@@ -81,4 +83,4 @@ def test_few_patients_are_the_first_of_all(phantom_root):
 
 
 def test_parts_are_named():
-    assert tuple(parts(CPU)) == PARTS
+    assert tuple(parts(REDUCED)) == PARTS

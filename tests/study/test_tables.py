@@ -1,4 +1,4 @@
-"""Tables of a study: means and spreads, ranks, paired tests, and that the recorded Markdown is what the recorded rows give."""
+"""Tables of a study: means and spreads, ranks, paired tests; the recorded rows give the recorded Markdown."""
 
 import numpy as np
 import pandas as pd
@@ -7,8 +7,8 @@ from scipy.stats import wilcoxon
 
 from mbls.__main__ import main
 from mbls.data.home import data_home
-from mbls.study.paper import CPU, study
-from mbls.study.tables import RANKED, mean_and_spread, paired_tests, per_patient, ranks, study_report
+from mbls.study.paper import REDUCED, study
+from mbls.study.tables import RANKED, mean_and_spread, paired_tests, per_subject, ranks, study_report
 
 RECORDED = data_home() / "results" / "acdc_study"
 
@@ -55,7 +55,7 @@ def patients(**differences):
     for loss, shift in {"ce": np.zeros(12), **differences}.items():
         for seed, noise in ((0, 0.01), (1, -0.01)):  # cancels in the mean over seeds
             rows += [
-                {"loss": loss, "seed": seed, "patient": f"p{i:02d}", "ece": base[i] + shift[i] + noise}
+                {"loss": loss, "seed": seed, "subject": f"p{i:02d}", "ece": base[i] + shift[i] + noise}
                 for i in range(12)
             ]
     return pd.DataFrame(rows)
@@ -63,7 +63,7 @@ def patients(**differences):
 
 def test_paired_tests_take_each_patient_once_and_correct_for_the_number_of_losses():
     better, mixed = -np.linspace(0.01, 0.02, 12), np.array([0.01, -0.011] * 6) * np.arange(1, 13)
-    tests = paired_tests(patients(ls=better, fl=mixed, same=np.zeros(12)), figures=["ece"]).set_index("loss")
+    tests = paired_tests(patients(ls=better, fl=mixed, same=np.zeros(12)), metrics=["ece"]).set_index("loss")
     assert tests["difference"]["ls"] == pytest.approx(better.mean())
     assert tests["p"]["ls"] == pytest.approx(min(1, 3 * wilcoxon(better).pvalue))  # the smallest p of three
     assert tests["p"]["fl"] == pytest.approx(min(1, 2 * wilcoxon(mixed).pvalue))
@@ -75,26 +75,26 @@ def test_paired_tests_refuse_what_is_not_paired():
     table = patients(ls=np.zeros(12))
     with pytest.raises(ValueError, match="reference: got 'svls', expected one of ce, ls"):
         paired_tests(table, "svls", ["ece"])
-    with pytest.raises(ValueError, match="judged on different patients"):
-        paired_tests(table[(table["loss"] == "ce") | (table["patient"] != "p00")], figures=["ece"])
+    with pytest.raises(ValueError, match="judged on different subjects"):
+        paired_tests(table[(table["loss"] == "ce") | (table["subject"] != "p00")], metrics=["ece"])
 
 
-def test_per_patient_is_the_mean_of_its_volumes():
+@pytest.mark.parametrize("group", ["DCM", None])  # data without groups too
+def test_per_subject_is_the_mean_of_its_cases(group):
     rows = [
         {
             "loss": "ce",
             "model": "unet",
             "train_patients": 56,
             "seed": 0,
-            "patient": "patient001",
-            "group": "DCM",
-            "phase": phase,
+            "subject": "patient001",
+            "group": group,
+            "dsc": dsc,
         }
-        | {f"dsc_{name}": dsc for name in ("RV", "MYO", "LV")}
         | {f"{prefix}{name}": dsc / 2 for prefix in ("", "scaled_") for name in ("ece", "ece_fg", "cece_fg", "nll")}
-        for phase, dsc in (("ED", 0.9), ("ES", 0.7))
+        for dsc in (0.9, 0.7)
     ]
-    (row,) = per_patient(pd.DataFrame(rows)).to_dict("records")
+    (row,) = per_subject(pd.DataFrame(rows)).to_dict("records")
     assert row["dsc"] == pytest.approx(0.8)
     assert row["scaled_nll"] == pytest.approx(0.4)
 
@@ -106,21 +106,21 @@ def test_report_says_what_is_missing(tmp_path, capsys):
 
 @pytest.fixture(scope="module")
 def recorded():
-    return pd.read_csv(f"{RECORDED}.csv"), pd.read_csv(f"{RECORDED}_patients.csv")
+    return pd.read_csv(f"{RECORDED}.csv"), pd.read_csv(f"{RECORDED}_subjects.csv")
 
 
 def test_recorded_tables_are_what_the_recorded_rows_give(recorded):
     text = RECORDED.with_suffix(".md").read_text()
-    assert study_report(*recorded, CPU) == text
+    assert study_report(*recorded, REDUCED) == text
     # Every table names its protocol.
     lines = text.splitlines()
     tables = [i for i, line in enumerate(lines) if line.startswith("| ---")]
-    assert all(CPU.label in lines[i - 3] for i in tables[1:])
+    assert all(REDUCED.label in lines[i - 3] for i in tables[1:])
 
 
 def test_recorded_rows_are_of_the_study_each_once(recorded):
     table, patients = recorded
-    planned = {(run.loss, run.model, run.train_patients or 56, run.fit.seed) for run in study(CPU)}
+    planned = {(run.loss, run.model, run.train_patients or 56, run.fit.seed) for run in study(REDUCED)}
     rows = list(zip(*(table[name] for name in ("loss", "model", "train_patients", "seed")), strict=True))
     assert len(set(rows)) == len(rows)
     assert set(rows) == planned
