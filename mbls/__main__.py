@@ -1,19 +1,34 @@
-"""``python -m mbls phantom | download | check | pack | train | compare | study | merge | report``: the package from the shell.
+"""``python -m mbls phantom | download | check | pack | train | compare | study | merge | report | judge``: the
+package's shell.
 
-``--help`` after each says more.
+``--help`` after each says more. Defaults and choices are those of the dataclasses that the options fill.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import dataclasses
+import io
+import os
 import sys
+import typing
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import mbls
 
 if TYPE_CHECKING:
     import pandas as pd
-    from lightning_fabric import Fabric
+
+    from mbls.study.experiment import Experiment
+
+#: Figures that a table in the terminal has room for.
+_SHOWN = ("dsc", "hd95", "ece", "cece", "ece_fg", "cece_fg", "nll", "mean_distance")
+#: What an error calls an argument of Python, and the option that it was given by.
+_OPTION_OF = {"train, val, test": "--patients", "root": "--data", "name": "--loss", "schedule": "--alpha-schedule"}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -22,14 +37,36 @@ def main(arguments: list[str] | None = None) -> int:
     0: fine; 1: ``check`` found problems, ``merge`` unfinished runs; 2: an error in the arguments or the data.
     """
     options = _parser().parse_args(arguments)
+    shown = contextlib.nullcontext()
+    if options.quiet:
+        os.environ["TQDM_DISABLE"] = "1"  # read when tqdm is imported, which is later
+        shown = contextlib.redirect_stdout(io.StringIO())
     try:
-        return options.run(options)
-    except (ValueError, FileNotFoundError, FileExistsError, ConnectionError) as error:
-        print(f"mbls {options.command}: {error}", file=sys.stderr)
+        with shown:
+            return options.run(options)
+    except (ValueError, OSError, ImportError) as error:
+        print(f"mbls {options.command}: {_naming_the_option(str(error), options)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"mbls {options.command}: stopped; the same command goes on from here", file=sys.stderr)
         return 130
+
+
+def _naming_the_option(message: str, options: argparse.Namespace) -> str:
+    """The message of an error, with the option in the place of the argument that it fills."""
+    names, colon, rest = message.partition(": got ")
+    if not colon:
+        return message
+    given = names.split(", ")
+    if names.startswith("options of loss "):
+        names = ("--losses" if hasattr(options, "losses") else "--loss") + names.removeprefix("options of loss")
+    elif names in _OPTION_OF:
+        option = _OPTION_OF[names]
+        names = option + "s" if option == "--loss" and hasattr(options, "losses") else option
+        names = "ROOT" if option == "--data" and not hasattr(options, "data") else names
+    elif all(hasattr(options, name) for name in given):
+        names = ", ".join("--" + name.replace("_", "-") for name in given)
+    return names + colon + rest
 
 
 def _phantom(options: argparse.Namespace) -> int:
@@ -54,15 +91,15 @@ def _download(options: argparse.Namespace) -> int:
 
 
 def _check(options: argparse.Namespace) -> int:
-    from mbls.data.acdc import check_patients
+    from mbls.data.layout import check_dataset
 
-    report = check_patients(options.root)
-    for patient, problems in report.items():
-        print(f"{patient}  {'clean' if not problems else f'{len(problems)} problem(s)'}")
+    report = check_dataset(options.root, options.subject)
+    for subject, problems in report.items():
+        print(f"{subject}  {'clean' if not problems else f'{len(problems)} problem(s)'}")
         for problem in problems:
             print(f"    {problem}")
     wrong = sum(bool(problems) for problems in report.values())
-    print(f"{len(report)} patients, {wrong} with problems")
+    print(f"{len(report)} subjects, {wrong} with problems")
     return 1 if wrong else 0
 
 
@@ -82,56 +119,66 @@ def _train(options: argparse.Namespace) -> int:
 
     given = {name: getattr(options, name) for name in ("margin", "alpha", "gamma", "sigma")}
     spec = ":".join([options.loss, *(f"{name}={value:g}" for name, value in given.items() if value is not None)])
+    experiment = _experiment(options, spec, options.seed)
+    experiment.check()  # before a phantom is made
     fabric = make_fabric(options.precision, options.accelerator)
-    row, *_ = run_experiment(_experiment(options, spec, options.seed), find_data(options.data), options.out, fabric)
+    run = run_experiment(
+        experiment, find_data(options.data), options.out, fabric, not options.quiet, options.keep_predictions
+    )
     if fabric.global_rank == 0:
-        for name, value in row.items():
-            if isinstance(value, (int, float, str)):
-                print(f"{name:20} {value:.4f}" if isinstance(value, float) else f"{name:20} {value}")
+        for row in run.rows.values():
+            _print_metrics(row)
     return 0
 
 
 def _compare(options: argparse.Namespace) -> int:
-    from mbls.data.home import find_data
-    from mbls.engine.devices import make_fabric
-    from mbls.study.experiment import compare, parse_shard, sweep
+    from mbls.study.experiment import sweep
 
-    shard = None if options.shard is None else parse_shard(options.shard)
-    base = _experiment(options, "ce", 0)
-    seeds = [int(seed) for seed in options.seeds.split(",")]
-    fabric = make_fabric(options.precision, options.accelerator)
-    experiments = sweep(base, options.losses.split(","), seeds)
-    table = compare(experiments, find_data(options.data), options.out, fabric, shard=shard)
-    return _finish(table, options.out, shard, fabric)
-
-
-def _finish(table: pd.DataFrame, out: Path, shard: tuple[int, int] | None, fabric: Fabric) -> int:
-    if fabric.global_rank == 0:
-        _print_table(table)
-        print(out / "results.csv" if shard is None else f"when all shards are done: python -m mbls merge {out}")
-    return 0
+    experiments = sweep(_experiment(options, "ce", 0), options.losses, _numbers("--seeds", options.seeds))
+    return _run_all(experiments, options)
 
 
 def _study(options: argparse.Namespace) -> int:
-    from mbls.data.home import find_data
-    from mbls.engine.devices import make_fabric
-    from mbls.study.experiment import compare, parse_shard
     from mbls.study.paper import PARTS, PROTOCOLS, study
 
-    shard = None if options.shard is None else parse_shard(options.shard)
     protocol = PROTOCOLS[options.protocol]
     if options.epochs is not None:
         protocol = replace(protocol, base=replace(protocol.base, fit=replace(protocol.base.fit, epochs=options.epochs)))
     if options.split is not None:
         protocol = replace(protocol, base=replace(protocol.base, split=options.split))
-    only = PARTS if options.parts is None else options.parts.split(",")
-    experiments = study(protocol, [int(seed) for seed in options.seeds.split(",")], only)
+    only = PARTS if options.parts is None else _words(options.parts)
+    experiments = study(protocol, _numbers("--seeds", options.seeds), only)
     if options.list:
         print("\n".join(experiment.name for experiment in experiments))
         return 0
+    if options.out is None:
+        raise ValueError("--out: got none, expected a folder for checkpoints and results")
+    return _run_all(experiments, options)
+
+
+def _run_all(experiments: list[Experiment], options: argparse.Namespace) -> int:
+    from mbls.data.home import find_data
+    from mbls.engine.devices import make_fabric
+    from mbls.study.experiment import compare, parse_shard
+
+    shard = None if options.shard is None else parse_shard(options.shard)
+    for experiment in experiments:  # before a phantom is made
+        experiment.check()
     fabric = make_fabric(options.precision, options.accelerator)
-    table = compare(experiments, find_data(options.data), options.out, fabric, shard=shard)
-    return _finish(table, options.out, shard, fabric)
+    table = compare(
+        experiments,
+        find_data(options.data),
+        options.out,
+        fabric,
+        progress=not options.quiet,
+        shard=shard,
+        keep_predictions=options.keep_predictions,
+    )
+    if fabric.global_rank == 0:
+        _print_table(table)
+        merge = f"when all shards are done: python -m mbls merge {options.out}"
+        print(options.out / "results.csv" if shard is None else merge)
+    return 0
 
 
 def _merge(options: argparse.Namespace) -> int:
@@ -155,169 +202,296 @@ def _report(options: argparse.Namespace) -> int:
     return 0
 
 
+def _judge(options: argparse.Namespace) -> int:
+    from mbls.files import write_json
+    from mbls.study.experiment import judge_run
+
+    for kind, (metrics, judgement) in judge_run(options.run_folder, not options.no_surface).items():
+        _print_metrics({"weights": kind, **metrics})
+        if options.out is not None:
+            judgement.save(options.out, f"-{kind}")
+            write_json(metrics, options.out / f"metrics-{kind}.json")
+    return 0
+
+
+def _print_metrics(row: dict[str, Any]) -> None:
+    for name, value in row.items():
+        if isinstance(value, (int, float, str)):
+            print(f"{name:20} {value:.4f}" if isinstance(value, float) else f"{name:20} {value}")
+
+
 def _print_table(table: pd.DataFrame) -> None:
-    shown = [
-        "loss",
-        "model",
-        "train_patients",
-        "seed",
-        "dsc",
-        "hd95",
-        "ece",
-        "cece",
-        "ece_fg",
-        "cece_fg",
-        "nll",
-        "mean_distance",
-        "train_seconds",
-    ]
-    print(table[[name for name in shown if name in table]].round(4).to_string(index=False))
+    from mbls.study.results import KEYS, WEIGHTS
+
+    shown = [name for name in (*KEYS, WEIGHTS, *_SHOWN, "train_seconds") if name in table]
+    print(table[shown].round(4).to_string(index=False))
 
 
-def _experiment(options: argparse.Namespace, loss: str, seed: int):
+def _experiment(options: argparse.Namespace, loss: str, seed: int) -> Experiment:
     from mbls.engine.fit import FitSettings
     from mbls.study.experiment import Experiment
 
     parts = options.patients.split(",")
-    if len(parts) != 3:
+    try:
+        patients = tuple(float(part) if "." in part else int(part) for part in parts)
+    except ValueError:
+        patients = ()
+    if len(patients) != 3:
         raise ValueError(f"--patients: got {options.patients!r}, expected train,val,test, e.g. 15,5,10 or 0.7,0.1,0.2")
-    settings = FitSettings(
-        epochs=options.epochs,
-        batch_size=options.batch_size,
-        learning_rate=options.learning_rate,
-        lr_step=options.lr_step,
-        validate_every=options.validate_every,
-        seed=seed,
-    )
-    return Experiment(
-        loss=loss,
-        model=options.model,
-        base_channels=options.base_channels,
-        levels=options.levels,
-        norm=options.norm,
-        size=options.size,
-        crop=options.crop,
-        scaling=options.scaling,
-        augment=options.augment,
-        patients=tuple(float(part) if "." in part else int(part) for part in parts),
-        split_seed=options.split_seed,
-        split=options.split,
-        fit=settings,
-        surface=not options.no_surface,
-    )
+    settings = FitSettings(**_given(options, FitSettings, but=("seed",)), seed=seed)
+    rest = _given(options, Experiment, but=("loss", "patients", "fit", "surface", "train_patients", "judged"))
+    judged = tuple(options.judged)
+    return Experiment(loss=loss, patients=patients, fit=settings, surface=not options.no_surface, judged=judged, **rest)
+
+
+def _given(options: argparse.Namespace, kind: type, but: tuple[str, ...]) -> dict[str, Any]:
+    """The values of the options that are named as a dataclass's fields."""
+    names = [field.name for field in dataclasses.fields(kind) if field.name not in but]
+    return {name: getattr(options, name) for name in names}
+
+
+def _words(given: list[str]) -> list[str]:
+    """Words between spaces or commas."""
+    return [word for words in given for word in words.split(",") if word]
+
+
+def _numbers(option: str, given: list[str]) -> list[int]:
+    try:
+        return [int(word) for word in _words(given)]
+    except ValueError:
+        raise ValueError(f"{option}: got {' '.join(given)!r}, expected whole numbers, e.g. 0,1,2") from None
+
+
+def _add(parser: argparse.ArgumentParser, kind: type, name: str, help: str, choices: Any = None) -> None:
+    """An option that fills a field of a dataclass: its type, default and choices come from there."""
+    (field,) = (field for field in dataclasses.fields(kind) if field.name == name)
+    hints = typing.get_type_hints(kind)[name]
+    types = [part for part in (typing.get_args(hints) or (hints,)) if part is not type(None)]
+    if typing.get_origin(hints) is typing.Literal:
+        choices, types = typing.get_args(hints), [str]
+    elif len(types) == 1 and typing.get_origin(types[0]) is typing.Literal:
+        choices, types = typing.get_args(types[0]), [str]
+    flag = "--" + name.replace("_", "-")
+    if types == [bool]:
+        parser.add_argument(flag, action="store_true", help=help)
+        return
+    told = help if field.default is None else f"{help} (default: {field.default})"
+    parser.add_argument(flag, type=types[0], default=field.default, choices=choices, help=told)
+
+
+class _Command(argparse.ArgumentParser):
+    """A command whose options are added when it is the one that is called: some have to import much to know them."""
+
+    def __init__(self, *arguments: Any, fill: Callable[[argparse.ArgumentParser], None], **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._fill = fill
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        self.add_argument("--quiet", action="store_true", help="nothing on the screen but errors")
+        self._fill(self)
+        return super().parse_known_args(args, namespace)
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="mbls", description="Margin-based label smoothing on cardiac MR.")
-    commands = parser.add_subparsers(dest="command", required=True)
+    parser = argparse.ArgumentParser(prog="mbls", description="Margin-based label smoothing on medical images.")
+    parser.add_argument("--version", action="version", version=f"mbls {mbls.__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, parser_class=_Command)
+    for name, (fill, text) in _COMMANDS.items():
+        commands.add_parser(name, fill=fill, help=text, description=text)
+    return parser
 
-    phantom = commands.add_parser("phantom", help="make the synthetic cardiac phantom")
-    phantom.add_argument("--out", type=Path, help="folder to make (default: data/phantom)")
-    phantom.add_argument("--patients", type=int, default=20)
-    phantom.add_argument("--seed", type=int, default=0)
-    phantom.add_argument(
+
+_LAYOUTS = "folder in the layout of ACDC, nnU-Net or MSD"
+_SUBJECT = "regular expression that finds the subject in a case's id (nnU-Net and MSD)"
+
+
+def _phantom_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--out", type=Path, help="folder to make (default: data/phantom)")
+    parser.add_argument("--patients", type=int, default=20, help="how many (default: 20)")
+    parser.add_argument("--seed", type=int, default=0, help="another one, other hearts (default: 0)")
+    parser.add_argument(
         "--if-missing", action="store_true", help="only where no data is found ($MBLS_DATA, data/acdc, data/phantom)"
     )
-    phantom.set_defaults(run=_phantom)
+    parser.set_defaults(run=_phantom)
 
-    download = commands.add_parser("download", help="download some patients of ACDC from its official server")
-    download.add_argument("--out", type=Path, help="folder for training/patientXXX (default: data/acdc)")
-    download.add_argument(
-        "--patients", type=int, default=15, help="how many, spread over the five groups (default: 15)"
-    )
-    download.add_argument("--server", help="API root of another Girder server")
-    download.add_argument("--folder", help="identifier of the data set's folder there")
-    download.set_defaults(run=_download)
 
-    check = commands.add_parser("check", help="read every volume under a folder and say what is wrong")
-    check.add_argument("root", type=Path)
-    check.set_defaults(run=_check)
+def _download_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--out", type=Path, help="folder for training/patientXXX (default: data/acdc)")
+    parser.add_argument("--patients", type=int, default=15, help="how many, spread over the five groups (default: 15)")
+    parser.add_argument("--server", help="API root of another Girder server")
+    parser.add_argument("--folder", help="identifier of the data set's folder there")
+    parser.set_defaults(run=_download)
 
-    pack = commands.add_parser(
-        "pack", help="the middle of every volume in one compact .tar.xz, to be carried elsewhere"
-    )
-    pack.add_argument(
+
+def _check_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("root", type=Path, help=_LAYOUTS)
+    parser.add_argument("--subject", help=_SUBJECT)
+    parser.set_defaults(run=_check)
+
+
+def _pack_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
         "--data", type=Path, help="folder in the ACDC layout (default: $MBLS_DATA, data/acdc or the phantom)"
     )
-    pack.add_argument("--out", type=Path, required=True, help="file to write, e.g. runs/acdc192.tar.xz")
-    pack.add_argument("--size", type=int, default=192, help="side of the square kept of each slice, in voxels")
-    pack.set_defaults(run=_pack)
+    parser.add_argument("--out", type=Path, required=True, help="file to write, e.g. runs/acdc192.tar.xz")
+    parser.add_argument("--size", type=int, default=192, help="side of the square kept of each slice (default: 192)")
+    parser.set_defaults(run=_pack)
 
-    place = argparse.ArgumentParser(add_help=False)
-    place.add_argument(
-        "--data", type=Path, help="folder in the ACDC layout (default: $MBLS_DATA, data/acdc or the phantom)"
+
+def _place_options(parser: argparse.ArgumentParser, out_required: bool = True) -> None:
+    """Where data and results are, and what the network runs on."""
+    from mbls.engine.devices import Precision
+    from mbls.study.experiment import Experiment
+
+    parser.add_argument("--data", type=Path, help=f"{_LAYOUTS} (default: $MBLS_DATA, data/acdc or the phantom)")
+    parser.add_argument("--out", type=Path, required=out_required, help="folder for checkpoints and results")
+    _add(parser, Experiment, "split", "JSON file with the subjects of train, val and test, e.g. data/acdc_split.json")
+    parser.add_argument(
+        "--precision",
+        choices=typing.get_args(Precision),
+        default="32-true",
+        help="of the arithmetic (default: 32-true)",
     )
-    place.add_argument("--out", type=Path, required=True, help="folder for checkpoints and results")
-    place.add_argument("--split", help="JSON file with the patients of train, val and test, e.g. data/acdc_split.json")
-    place.add_argument("--precision", default="32-true", help="32-true, bf16-mixed or 16-mixed")
-    place.add_argument("--accelerator", default="auto", help="auto, cpu or cuda")
-
-    many = argparse.ArgumentParser(add_help=False)
-    many.add_argument("--shard", help="i/n: only every n-th run from the i-th on, e.g. 2/4 in the second of four jobs")
-
-    run = argparse.ArgumentParser(add_help=False, parents=[place])
-    run.add_argument("--model", default="unet", help="unet, attention_unet, unet++ or swin_unetr")
-    run.add_argument("--base-channels", type=int, default=32)
-    run.add_argument("--levels", type=int, default=5)
-    run.add_argument("--norm", help="normalisation of the unet: batch or instance (default: none, as in the paper)")
-    run.add_argument("--size", type=int, default=192, help="side of the slices given to the network, in voxels")
-    run.add_argument(
-        "--crop", type=int, help="side of the square cut from the image, resized to --size (default: --size)"
+    parser.add_argument("--accelerator", default="auto", help="auto, cpu or cuda (default: auto)")
+    parser.add_argument(
+        "--keep-predictions",
+        action="store_true",
+        help="keep the log-probabilities of the test and validation cases, which `judge` judges again",
     )
-    run.add_argument("--scaling", default="zscore", help="zscore, percentile or none")
-    run.add_argument("--augment", action="store_true")
-    run.add_argument("--patients", default="0.7,0.1,0.2", help="train,val,test as numbers or fractions")
-    run.add_argument("--split-seed", type=int, default=0)
-    run.add_argument("--epochs", type=int, default=100)
-    run.add_argument("--batch-size", type=int, default=4)
-    run.add_argument("--learning-rate", type=float, default=1e-3)
-    run.add_argument("--lr-step", type=int, default=50, help="epochs between divisions of the learning rate by 10")
-    run.add_argument("--validate-every", type=int, default=1, help="epochs")
-    run.add_argument("--no-surface", action="store_true", help="leave out HD95 and ASD")
 
-    train = commands.add_parser("train", parents=[run], help="train and judge one network")
-    train.add_argument(
-        "--loss",
-        default="mbls",
-        help="ce, ce_dice, ls, fl, ecp, svls, mbls, mbls_dice or nacl; more options as mbls:norm=l2",
+
+def _run_options(parser: argparse.ArgumentParser) -> None:
+    """How a network is trained and judged."""
+    from mbls.engine.fit import FitSettings
+    from mbls.networks.backbones import NETWORKS
+    from mbls.study.experiment import Experiment, Weights
+
+    _place_options(parser)
+    _add(parser, Experiment, "model", "the network", choices=tuple(NETWORKS))
+    _add(parser, Experiment, "base_channels", "filters of its first level")
+    _add(parser, Experiment, "levels", "its resolutions")
+    _add(parser, Experiment, "norm", "normalisation of the unet; none without it, as in the paper")
+    _add(parser, Experiment, "size", "side of the slices given to the network, in voxels")
+    _add(parser, Experiment, "crop", "side of the square cut from the image, resized to --size (default: --size)")
+    _add(parser, Experiment, "scaling", "of the intensities of a volume")
+    _add(parser, Experiment, "augment", "rotate, scale, shift the training slices, change contrast and noise")
+    _add(parser, Experiment, "subject", _SUBJECT)
+    parts = ",".join(f"{part:g}" for part in Experiment.patients)
+    parser.add_argument(
+        "--patients", default=parts, help=f"train,val,test as numbers or fractions of the subjects (default: {parts})"
+    )
+    _add(parser, Experiment, "split_seed", "chooses which")
+    _add(parser, FitSettings, "epochs", "passes over the training slices")
+    _add(parser, FitSettings, "batch_size", "slices a step, in each process")
+    _add(parser, FitSettings, "learning_rate", "of Adam")
+    _add(parser, FitSettings, "lr_step", "epochs between multiplications of the learning rate by --lr-decay")
+    _add(parser, FitSettings, "lr_decay", "what it is multiplied by")
+    _add(parser, FitSettings, "validate_every", "epochs between validations")
+    _add(parser, Experiment, "alpha_schedule", "of the penalty's weight: MODE:STEP:EVERY[:MAXIMUM], e.g. add:0.1:10")
+    parser.add_argument(
+        "--judged",
+        nargs="+",
+        choices=typing.get_args(Weights),
+        default=list(Experiment.judged),
+        help="which weights get a row of metrics, of the best validation epoch or the last (default: best)",
+    )
+    parser.add_argument("--no-surface", action="store_true", help="leave out HD95 and ASD")
+
+
+def _train_options(parser: argparse.ArgumentParser) -> None:
+    from mbls.engine.fit import FitSettings
+    from mbls.losses import LOSSES
+    from mbls.study.experiment import Experiment
+
+    default = Experiment.loss
+    _run_options(parser)
+    parser.add_argument(
+        "--loss", default=default, help=f"{', '.join(LOSSES)}; more options as mbls:norm=l2 (default: {default})"
     )
     for name in ("margin", "alpha", "gamma", "sigma"):
-        train.add_argument(f"--{name}", type=float, help="option of the loss")
-    train.add_argument("--seed", type=int, default=0)
-    train.set_defaults(run=_train)
+        parser.add_argument(f"--{name}", type=float, help="option of the loss")
+    _add(parser, FitSettings, "seed", "of weights, order and augmentation")
+    parser.set_defaults(run=_train)
 
-    compare = commands.add_parser("compare", parents=[run, many], help="train and judge several networks, one table")
-    compare.add_argument("--losses", required=True, help="e.g. ce,ls,mbls:margin=3,mbls:margin=5:alpha=0.2")
-    compare.add_argument("--seeds", default="0", help="e.g. 0,1,2")
-    compare.set_defaults(run=_compare)
 
-    study = commands.add_parser(
-        "study", parents=[place, many], help="the paper's comparison on ACDC, all of it or some parts"
+def _many_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--shard", help="i/n: only every n-th run from the i-th on, e.g. 2/4 in the second of four jobs"
     )
-    study.add_argument(
-        "--protocol", choices=("paper", "cpu"), default="paper", help="the paper's, for a GPU, or one for two cores"
+
+
+def _compare_options(parser: argparse.ArgumentParser) -> None:
+    from mbls.losses import LOSSES
+
+    _run_options(parser)
+    _many_options(parser)
+    parser.add_argument(
+        "--losses",
+        required=True,
+        nargs="+",
+        help=f"of {', '.join(LOSSES)}; e.g. ce ls mbls:margin=3 mbls:margin=5:alpha=0.2",
     )
-    study.add_argument("--parts", help="losses, margins, weights, few_patients, backbones (default: all)")
-    study.add_argument("--seeds", default="0,1,2")
-    study.add_argument(
+    parser.add_argument("--seeds", default=["0"], nargs="+", help="e.g. 0,1,2 (default: 0)")
+    parser.set_defaults(run=_compare)
+
+
+def _study_options(parser: argparse.ArgumentParser) -> None:
+    from mbls.study.paper import PARTS, PROTOCOLS
+
+    _place_options(parser, out_required=False)  # --list does without
+    _many_options(parser)
+    parser.add_argument(
+        "--protocol",
+        choices=tuple(PROTOCOLS),
+        default="paper",
+        help="the paper's, for a GPU, or one for two cores (default: paper)",
+    )
+    parser.add_argument("--parts", nargs="+", help=f"{', '.join(PARTS)} (default: all)")
+    parser.add_argument("--seeds", default=["0,1,2"], nargs="+", help="(default: 0,1,2)")
+    parser.add_argument(
         "--epochs", type=int, help="another number than the protocol's, e.g. 2 to see whether all of it runs"
     )
-    study.add_argument("--list", action="store_true", help="only print the names of the runs")
-    study.set_defaults(run=_study)
+    parser.add_argument("--list", action="store_true", help="only print the names of the runs")
+    parser.set_defaults(run=_study)
 
-    merge = commands.add_parser("merge", help="one table of the runs that the shards of a comparison made")
-    merge.add_argument("folders", type=Path, nargs="+", help="the --out of the jobs")
-    merge.add_argument("--out", type=Path, help="folder for the table (default: the first folder)")
-    merge.set_defaults(run=_merge)
 
-    report = commands.add_parser("report", help="the tables of a study: runs, test patients, Markdown")
-    report.add_argument("folder", type=Path, help="where merge wrote results.csv")
-    report.add_argument("--protocol", choices=("paper", "cpu"), default="paper")
-    report.add_argument(
+def _merge_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folders", type=Path, nargs="+", help="the --out of the jobs")
+    parser.add_argument("--out", type=Path, help="folder for the table (default: the first folder)")
+    parser.set_defaults(run=_merge)
+
+
+def _report_options(parser: argparse.ArgumentParser) -> None:
+    from mbls.study.paper import PROTOCOLS
+
+    parser.add_argument("folder", type=Path, help="where merge wrote results.csv")
+    parser.add_argument("--protocol", choices=tuple(PROTOCOLS), default="paper", help="(default: paper)")
+    parser.add_argument(
         "--out", type=Path, required=True, help="path and beginning of the names, e.g. data/results/acdc_study"
     )
-    report.set_defaults(run=_report)
-    return parser
+    parser.set_defaults(run=_report)
+
+
+def _judge_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run_folder", metavar="RUN", type=Path, help="folder of a run trained with --keep-predictions")
+    parser.add_argument("--out", type=Path, help="folder for cases, bins and metrics (default: only print)")
+    parser.add_argument("--no-surface", action="store_true", help="leave out HD95 and ASD")
+    parser.set_defaults(run=_judge)
+
+
+#: Command -> what adds its options, and what it does.
+_COMMANDS: dict[str, tuple[Callable[[argparse.ArgumentParser], None], str]] = {
+    "phantom": (_phantom_options, "make the synthetic cardiac phantom"),
+    "download": (_download_options, "download some patients of ACDC from its official server"),
+    "check": (_check_options, "read every volume under a folder and say what is wrong"),
+    "pack": (_pack_options, "the middle of every volume in one compact .tar.xz, to be carried elsewhere"),
+    "train": (_train_options, "train and judge one network"),
+    "compare": (_compare_options, "train and judge several networks, one table"),
+    "study": (_study_options, "the paper's comparison on ACDC, all of it or some parts"),
+    "merge": (_merge_options, "one table of the runs that the shards of a comparison made"),
+    "report": (_report_options, "the tables of a study: runs, test subjects, Markdown"),
+    "judge": (_judge_options, "all metrics of a run again, from the predictions that it kept"),
+}
 
 
 if __name__ == "__main__":
