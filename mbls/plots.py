@@ -1,35 +1,46 @@
 """Every figure of the course: each function draws into an Axes and returns what it drew.
 
-Figures are made without pyplot (:func:`new_figure`) and shown as pictures with alt text (:func:`show`), so that a notebook
-looks the same in every front end and under every matplotlib backend.
+Figures are made without pyplot (:func:`new_figure`) and shown as pictures with alt text (:func:`show`). So a notebook
+looks the same in every front end and with every matplotlib backend.
 
-Colours are Okabe and Ito's, which readers with any colour vision tell apart; structures and losses keep theirs throughout.
+The colours are Okabe and Ito's, which readers with any colour vision can tell apart. A structure or a loss has the same
+colour in all figures.
+
+Example:
+    >>> figure, axes = new_figure(1, 2)
+    >>> lines = curves(axes[0, 0], {"CE": [0.9, 0.5], "MbLS": [0.8, 0.4]}, "epoch", "loss")
+    >>> [line.get_color() for line in lines]
+    ['#000000', '#0072B2']
+
+References:
+    Okabe and Ito, Color Universal Design, 2008.
 """
 
 from __future__ import annotations
 
 import io
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from matplotlib import colormaps
-from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
+from matplotlib.container import BarContainer, ErrorbarContainer
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
+from matplotlib.legend import Legend
+from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.patheffects import withStroke
 
-from mbls.data.acdc import CLASS_NAMES
 from mbls.metrics import Reliability
 
 __all__ = [
     "LOSS_COLOURS",
     "STRUCTURE_COLOURS",
-    "bars_by_loss",
     "blank_axes",
     "curves",
     "lines_with_spread",
@@ -45,8 +56,8 @@ __all__ = [
     "structure_legend",
 ]
 
-#: RV, MYO, LV.
-STRUCTURE_COLOURS = ("#56B4E9", "#009E73", "#F0E442")
+#: By label, from 1 on; further structures start again with the first colour.
+STRUCTURE_COLOURS = ("#56B4E9", "#009E73", "#F0E442", "#E69F00", "#CC79A7", "#0072B2", "#D55E00")
 #: By the first part of a loss's name.
 LOSS_COLOURS = {
     "ce": "#000000",
@@ -60,13 +71,27 @@ LOSS_COLOURS = {
 
 
 def new_figure(rows: int = 1, columns: int = 1, width: float = 9.0, height: float = 3.4) -> tuple[Figure, np.ndarray]:
-    """A figure of so many inches and its axes, an array of shape (rows, columns)."""
+    """A figure and its axes.
+
+    Args:
+        rows: number of rows of axes.
+        columns: number of columns of axes.
+        width: of the figure, in inches.
+        height: of the figure, in inches.
+
+    Returns:
+        The figure, and an array of axes of shape (rows, columns).
+    """
     figure = Figure(figsize=(width, height), layout="constrained")
     return figure, figure.subplots(rows, columns, squeeze=False)
 
 
 def show(figure: Figure, alt: str) -> Any:
-    """The figure as a picture for a notebook, with a text for readers who cannot see it.
+    """The figure as a picture for a notebook.
+
+    Args:
+        figure: the figure to show.
+        alt: what it shows, in words, for readers who cannot see it.
 
     Raises:
         ImportError: no IPython.
@@ -82,12 +107,26 @@ def show(figure: Figure, alt: str) -> Any:
 
 
 def loss_colour(name: str) -> str:
-    """Colour of a loss, "mbls:margin=5" and "MbLS" included; grey for others."""
+    """Colour of a loss by its name or spec; grey for an unknown one.
+
+    Args:
+        name: such as "mbls", "mbls:margin=5" or "MbLS, m = 5".
+
+    Example:
+        >>> loss_colour("mbls:margin=5") == loss_colour("MbLS") == LOSS_COLOURS["mbls"]
+        True
+    """
     return LOSS_COLOURS.get(name.lower().split(":")[0].split("_")[0].split()[0], "#999999")
 
 
 def show_image(axes: Axes, image: np.ndarray, title: str = "") -> AxesImage:
-    """A slice (x, y) in grey, x to the right and y down, as radiologists look at ACDC."""
+    """A slice in grey, x to the right and y down, as radiologists look at ACDC.
+
+    Args:
+        axes: where to draw.
+        image: (x, y).
+        title: above the picture.
+    """
     low, high = np.percentile(image, (1, 99))
     shown = axes.imshow(np.asarray(image).T, cmap="gray", vmin=low, vmax=max(high, low + 1e-6))
     axes.set(title=title, xticks=[], yticks=[])
@@ -95,30 +134,54 @@ def show_image(axes: Axes, image: np.ndarray, title: str = "") -> AxesImage:
 
 
 def blank_axes(axes: Axes, title: str = "") -> None:
-    """Axes without frame and ticks, for pictures and triangles."""
+    """Axes without frame and ticks, for pictures and triangles.
+
+    Args:
+        axes: the axes to change.
+        title: above them.
+    """
     axes.set(xticks=[], yticks=[], title=title)
     axes.spines[:].set_visible(False)
 
 
 def show_labels(axes: Axes, labels: np.ndarray, alpha: float = 0.55) -> AxesImage:
-    """Labels (x, y) over an image; the background stays clear."""
-    labels = np.asarray(labels).T
-    shown = np.ma.masked_equal(labels, 0)
-    return axes.imshow(
-        shown, cmap=ListedColormap(STRUCTURE_COLOURS), vmin=1, vmax=3, alpha=alpha, interpolation="nearest"
-    )
+    """Labels over an image; the background and ignored voxels stay clear.
+
+    Args:
+        axes: where to draw.
+        labels: (x, y) whole numbers, 0 the background, negative where ignored.
+        alpha: opacity of the colours.
+    """
+    shown = np.ma.masked_less_equal(np.asarray(labels).T.astype(int), 0)
+    colours = ListedColormap(STRUCTURE_COLOURS)
+    shown = (shown - 1) % colours.N + 1
+    return axes.imshow(shown, cmap=colours, vmin=1, vmax=colours.N, alpha=alpha, interpolation="nearest")
 
 
-def structure_legend(axes: Axes) -> Artist:
-    """A legend of the three structures under the axes."""
-    patches = [Patch(color=colour, label=name) for name, colour in zip(CLASS_NAMES[1:], STRUCTURE_COLOURS, strict=True)]
+def structure_legend(axes: Axes, class_names: Sequence[str]) -> Legend:
+    """A legend of the structures under the axes.
+
+    Args:
+        axes: where to draw.
+        class_names: names by label, the background first; it is left out.
+    """
+    colours = itertools.cycle(STRUCTURE_COLOURS)
+    patches = [Patch(color=colour, label=name) for name, colour in zip(class_names[1:], colours, strict=False)]
     return axes.legend(handles=patches, loc="upper center", bbox_to_anchor=(0.5, -0.02), ncols=3, frameon=False)
 
 
 def show_scalar(
     axes: Axes, values: np.ndarray, label: str, title: str = "", limits: tuple[float, float] = (0, 1)
 ) -> AxesImage:
-    """A map (x, y) of one number a voxel, with a colour bar."""
+    """A map of one number a voxel, with a colour bar.
+
+    Args:
+        axes: where to draw.
+        values: (x, y).
+        label: beside the colour bar.
+        title: above the map.
+        limits: the values at the two ends of the colour bar.
+    """
     shown = axes.imshow(np.asarray(values).T, cmap="cividis", vmin=limits[0], vmax=limits[1])
     axes.set(title=title, xticks=[], yticks=[])
     axes.figure.colorbar(shown, ax=axes, label=label, shrink=0.8)
@@ -126,12 +189,29 @@ def show_scalar(
 
 
 def steps_colormap(steps: int) -> ListedColormap:
-    """A colour for each of 0, 1, 2, ... steps, from near white to dark red."""
+    """Colours from near white to dark red, for the whole numbers 0, 1, ..., steps - 1.
+
+    Args:
+        steps: number of colours.
+    """
     return ListedColormap(colormaps["OrRd"](np.linspace(0.02, 0.95, steps)))
 
 
-def reliability_diagram(axes: Axes, reliability: Reliability, title: str = "", colour: str = "#0072B2") -> list[Artist]:
-    """Accuracy against confidence by bin; the gap between them is hatched, a bar from 5 % of the voxels up says its share."""
+def reliability_diagram(
+    axes: Axes, reliability: Reliability, title: str = "", colour: str = "#0072B2"
+) -> tuple[BarContainer, BarContainer, Line2D]:
+    """Accuracy against confidence by bin, with the gap between them hatched.
+
+    Args:
+        axes: where to draw.
+        reliability: from :meth:`mbls.metrics.CalibrationBins.reliability`. A bin with 5 % of the voxels or more shows
+            its share.
+        title: above the diagram.
+        colour: of the bars.
+
+    Returns:
+        The bars, the gaps and the diagonal.
+    """
     edges, share = reliability.edges, reliability.count / max(reliability.count.sum(), 1)
     filled = reliability.count > 0
     lefts, widths = edges[:-1][filled], np.diff(edges)[filled]
@@ -155,14 +235,22 @@ def reliability_diagram(axes: Axes, reliability: Reliability, title: str = "", c
             text = f"{100 * part:.0f} %"
             axes.text(left + width / 2, 0.03, text, ha="center", va="bottom", fontsize=8, color="white", rotation=90)
     axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="confidence", ylabel="accuracy", title=title, aspect="equal")
-    return [bars, gap, diagonal]
+    return bars, gap, diagonal
 
 
 def curves(
     axes: Axes, series: Mapping[str, Sequence[float]], xlabel: str, ylabel: str, title: str = ""
-) -> list[Artist]:
-    """One line a loss over 1, 2, 3, ...; values that are missing (NaN) are skipped."""
-    lines = []
+) -> list[Line2D]:
+    """One line a loss, over 1, 2, 3, ...
+
+    Args:
+        axes: where to draw.
+        series: loss -> its values; NaN is skipped.
+        xlabel: below the axes.
+        ylabel: beside the axes.
+        title: above the axes.
+    """
+    lines: list[Line2D] = []
     for name, values in series.items():
         values = np.asarray(values, dtype=float)
         known = np.isfinite(values)
@@ -174,34 +262,33 @@ def curves(
     return lines
 
 
-def bars_by_loss(axes: Axes, values: Mapping[str, float], ylabel: str, title: str = "") -> list[Artist]:
-    """One bar a loss, its value above it."""
-    bars = axes.bar(list(values), list(values.values()), color=[loss_colour(name) for name in values], width=0.6)
-    axes.bar_label(bars, fmt="%.3f", fontsize=9)
-    axes.set(ylabel=ylabel, title=title, ylim=(0, 1.15 * max(values.values())))
-    axes.spines[["top", "right"]].set_visible(False)
-    return list(bars)
-
-
 def points_by_loss(
     axes: Axes, table: pd.DataFrame, x: str, y: str, names: Mapping[str, str], title: str = ""
-) -> list[Artist]:
-    """A cross a loss at the means of two figures over the seeds, its arms a standard deviation long; a point for a single seed.
+) -> list[ErrorbarContainer]:
+    """One cross a loss: the means of two figures over the seeds, with arms of one standard deviation.
+
+    A single seed gives a point.
 
     Args:
-        table: a run a row, with columns loss, x and y. names: loss -> what is written beside it; others are pale points.
+        axes: where to draw.
+        table: a run a row, with columns loss, x and y.
+        x: column of the horizontal axis.
+        y: column of the vertical axis.
+        names: loss -> the text beside its cross; other losses are pale points.
+        title: above the axes.
     """
     crosses = []
     halo = [withStroke(linewidth=3, foreground="white")]  # names stay legible over the arms
-    for loss, rows in table.groupby("loss", sort=False):
-        mean, spread, colour = rows[[x, y]].mean(), rows[[x, y]].std().fillna(0), loss_colour(loss)
-        at, style = (mean[x], mean[y]), {"marker": "o", "markersize": 5, "color": colour}
+    for loss in table["loss"].unique():
+        (at_x, spread_x), (at_y, spread_y) = (_mean_and_std(table.loc[table["loss"] == loss, name]) for name in (x, y))
+        colour = loss_colour(loss)
+        style = {"marker": "o", "markersize": 5, "color": colour}
         if loss in names:
-            crosses.append(axes.errorbar(*at, spread[y], spread[x], zorder=3, **style))
+            crosses.append(axes.errorbar(at_x, at_y, spread_y, spread_x, zorder=3, **style))
             label = {"fontsize": 9, "color": colour, "path_effects": halo, "zorder": 4}
-            axes.annotate(names[loss], at, (5, 5), textcoords="offset points", **label)
+            axes.annotate(names[loss], (at_x, at_y), (5, 5), textcoords="offset points", **label)
         else:
-            crosses.append(axes.errorbar(*at, alpha=0.35, zorder=2, **style))
+            crosses.append(axes.errorbar(at_x, at_y, alpha=0.35, zorder=2, **style))
     axes.set(title=title)
     axes.margins(0.18, 0.12)  # room for the names on the right
     axes.grid(alpha=0.3)
@@ -210,22 +297,31 @@ def points_by_loss(
 
 def lines_with_spread(
     axes: Axes, table: pd.DataFrame, x: str, y: str, names: Mapping[str, str], xlabel: str, ylabel: str
-) -> list[Artist]:
+) -> list[ErrorbarContainer]:
     """One line a loss through the means over the seeds, with bars of one standard deviation.
 
     Args:
-        table: a run a row, with columns loss, x and y. names: the losses to be drawn -> their names in the legend.
+        axes: where to draw.
+        table: a run a row, with columns loss, x and y.
+        x: column of the horizontal axis; the runs that agree in it are averaged.
+        y: column of the vertical axis.
+        names: the losses to draw -> their names in the legend.
+        xlabel: below the axes.
+        ylabel: beside the axes.
     """
     lines = []
     for loss, name in names.items():
         groups = table[table["loss"] == loss].groupby(x)[y]
-        mean, spread = groups.mean(), groups.std().fillna(0)
-        lines.append(
-            axes.errorbar(
-                mean.index, mean, spread, marker="o", markersize=4, capsize=3, color=loss_colour(loss), label=name
-            )
-        )
+        means, deviations = groups.agg("mean"), groups.agg("std").fillna(0)
+        style = {"marker": "o", "markersize": 4, "capsize": 3, "color": loss_colour(loss)}
+        lines.append(axes.errorbar(means.index, means, deviations, label=name, **style))
     axes.set(xlabel=xlabel, ylabel=ylabel)
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
     return lines
+
+
+def _mean_and_std(values: pd.Series) -> tuple[float, float]:
+    """Mean and standard deviation (n - 1); the deviation of a single value is 0."""
+    mean, deviation = values.agg(["mean", "std"]).to_numpy(float)
+    return float(mean), float(np.nan_to_num(deviation))

@@ -1,10 +1,11 @@
-"""What all explorers of :mod:`mbls.course.explorers` share: sliders, a picture and a sentence that follow the reader's hand.
+"""What all explorers of :mod:`mbls.course.explorers` share: sliders, and a picture and a sentence that follow them.
 
-The picture is an ``ipywidgets.Image`` fed with the PNG of one figure whose artists are updated in place. Widgets that capture
-output (``Output``, ``interact``) hang notebook runners now and then, and flicker. The same PNG stands in where no kernel runs.
+The picture is an ``ipywidgets.Image`` with the PNG of one figure, whose artists are updated in place. Widgets that
+capture output (``Output``, ``interact``) sometimes hang notebook runners, and they flicker. Where no kernel runs, the
+same PNG is shown.
 
-A drag sends no more positions than the kernel can draw: Jupyter's widget manager waits for the kernel to be idle and then sends
-the latest position only.
+While a slider is dragged, no more positions are sent than the kernel can draw: Jupyter's widget manager waits until the
+kernel is idle and then sends only the latest position.
 """
 
 from __future__ import annotations
@@ -43,14 +44,20 @@ class Explorer(HasTraits):
     - ``update(numbers)``: moves them;
     - ``describe(numbers)``: one line of text with the figures that matter.
 
-    Setting a trait, from code or by a slider, computes and draws anew. ``numbers`` holds the latest numbers, ``png`` the picture.
+    Setting a trait, from code or by a slider, computes and draws again. ``numbers`` holds the latest numbers and
+    ``png`` the latest picture.
 
     Args:
         state: initial values of traits.
 
     Raises:
         ValueError: a name that is no trait of the explorer.
-        traitlets.TraitError: a value out of a trait's range.
+        traitlets.TraitError: a value outside a trait's range.
+
+    Example:
+        >>> from mbls.course.explorers import LogitExplorer
+        >>> LogitExplorer(cavity=2.0)
+        LogitExplorer(background=0.0, myocardium=1.0, cavity=2.0): d = (2.0, 1.0, 0.0); winner LV with probability 0.665
     """
 
     panels: ClassVar[tuple[int, int]] = (1, 2)  # rows, columns
@@ -68,7 +75,7 @@ class Explorer(HasTraits):
         self._moving = sorted(self.draw(axes.ravel()), key=lambda artist: artist.get_zorder())
         self.numbers = self.compute()
         self.update(self.numbers)
-        # Layout and everything that stands still are drawn once; a move draws only what moves, in a fraction of the time.
+        # The layout and all fixed artists are drawn once; an update draws only the moving ones, which is much faster.
         self._canvas.draw()
         self._figure.set_layout_engine("none")
         for artist in self._moving:
@@ -100,15 +107,34 @@ class Explorer(HasTraits):
         return {name: getattr(self, name) for name in self.state_names}
 
     def compute(self) -> Any:
+        """The numbers of the present state; draws and changes nothing."""
         raise NotImplementedError
 
     def draw(self, axes: np.ndarray) -> list[Artist]:
+        """Make all artists, once, with fixed limits.
+
+        Args:
+            axes: the figure's axes, row by row.
+
+        Returns:
+            The artists that :meth:`update` moves.
+        """
         raise NotImplementedError
 
     def update(self, numbers: Any) -> None:
+        """Move the artists.
+
+        Args:
+            numbers: from :meth:`compute`.
+        """
         raise NotImplementedError
 
     def describe(self, numbers: Any) -> str:
+        """One line of text with the figures that matter.
+
+        Args:
+            numbers: from :meth:`compute`.
+        """
         raise NotImplementedError
 
     @property
@@ -117,12 +143,20 @@ class Explorer(HasTraits):
         return self.image.value
 
     def limits(self, name: str) -> tuple[float, float]:
-        """Smallest and largest value of a number of the state; a subclass whose data set them says so here."""
-        trait = self.traits()[name]
+        """Smallest and largest value of a number of the state. A subclass overrides it if they depend on its data.
+
+        Args:
+            name: of the trait.
+        """
+        trait: Any = self.traits()[name]  # Int or Float: traitlets types both as TraitType, which has no limits
         return trait.min, trait.max
 
     def choices(self, name: str) -> list[tuple[str, Any]]:
-        """Labels and values of a part of the state that is chosen from a list; empty for a number."""
+        """Labels and values of a trait that is chosen from a list; empty for a number.
+
+        Args:
+            name: of the trait.
+        """
         return []
 
     def _control(self, name: str) -> ipywidgets.Widget:
@@ -147,7 +181,7 @@ class Explorer(HasTraits):
     def _show(self) -> None:
         self._canvas.restore_region(self._background)
         for artist in self._moving:
-            artist.axes.draw_artist(artist)
+            artist.draw(self._canvas.get_renderer())
         picture = io.BytesIO()
         imsave(picture, np.asarray(self._canvas.buffer_rgba()), format="png", pil_kwargs={"compress_level": 1})
         self.image.value = picture.getvalue()
@@ -160,7 +194,7 @@ class Explorer(HasTraits):
 
     def _repr_mimebundle_(self, **options: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         """The live view; beside it the picture and the text, for readers without a kernel."""
-        data = self.view._repr_mimebundle_(**options)
+        data: dict[str, Any] = dict(self.view._repr_mimebundle_(**options) or {})
         data["image/png"] = base64.b64encode(self.png).decode()
         data["text/plain"] = repr(self)
         return data, {"image/png": {"alt": f"{self.alt} {self.describe(self.numbers)}"}}

@@ -1,9 +1,15 @@
-"""The explorers of the course: each puts one idea under the reader's hand. How they work is in :mod:`mbls.course.explorer`."""
+"""The explorers of the course. Each lets the reader try out one idea; :mod:`mbls.course.explorer` has their base class.
+
+Example:
+    >>> explorer = VoxelExplorer(margin=5.0)
+    >>> round(explorer.numbers.end_distance, 2)
+    5.0
+"""
 
 from __future__ import annotations
 
 import math
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple, cast
 
 import numpy as np
 import pandas as pd
@@ -27,7 +33,7 @@ from mbls.constraints import (
 from mbls.course.explorer import Explorer
 from mbls.data.acdc import CLASS_NAMES
 from mbls.engine.judge import DISTANCE_EDGES, distance_counts
-from mbls.losses import build_loss, parse_loss
+from mbls.losses import MbLSLoss, build_loss
 from mbls.metrics import CalibrationBins, Reliability
 
 __all__ = ["LogitExplorer", "MarginExplorer", "ReliabilityExplorer", "SliceExplorer", "VoxelExplorer"]
@@ -36,24 +42,36 @@ _BLUE, _ORANGE, _RED, _GREEN = "#0072B2", "#E69F00", "#D55E00", "#009E73"
 
 
 class ReliabilityNumbers(NamedTuple):
-    """One diagram, and how much of its ECE pure chance would make."""
+    """One diagram, and how large its ECE would be by chance alone.
+
+    Attributes:
+        reliability: the diagram.
+        ece: its ECE.
+        chance: the ECE to expect from so few voxels if every confidence were right.
+        standard_error: of the accuracy of each bin, if the confidence were right.
+    """
 
     reliability: Reliability
     ece: float
-    chance: float  # ECE to be expected from so few voxels if every confidence were right
-    standard_error: np.ndarray  # of the accuracy of each bin, if the confidence were right
+    chance: float
+    standard_error: np.ndarray
 
 
 class ReliabilityExplorer(Explorer):
-    """How many voxels until a reliability diagram can be believed? A forecaster who knows the truth, judged on a sample.
+    """How many voxels does a reliability diagram need? A forecaster who knows the truth is judged on a sample.
 
     Args:
         probs: true label distributions of voxels, (N, K), N >= 100; labels are drawn from them once.
         seed: of the labels and of the order in which voxels enter the sample.
-        state: num_bins, num_voxels, temperature (1: the truth itself; below 1 the forecaster exaggerates).
+        state: num_bins, num_voxels, temperature (1: the truth; below 1 the forecaster exaggerates).
 
     Raises:
-        ValueError: probs of another form.
+        ValueError: probs of another shape.
+
+    Example:
+        >>> probs = torch.rand(500, 4, generator=torch.Generator().manual_seed(0)).softmax(1)
+        >>> ReliabilityExplorer(probs, num_voxels=300, num_bins=10)
+        ReliabilityExplorer(num_bins=10, num_voxels=300, temperature=1.0): ECE ...
     """
 
     SAMPLES: ClassVar[tuple[int, ...]] = (30, 100, 300, 1000, 3000, 10_000, 30_000)
@@ -122,12 +140,19 @@ class ReliabilityExplorer(Explorer):
 
 
 class LogitNumbers(NamedTuple):
-    """Three logits, their distances and probabilities, and the point in the triangle."""
+    """Three logits, their distances and probabilities, and the point in the triangle.
+
+    Attributes:
+        logits: (3,).
+        distances: (3,).
+        probs: (3,).
+        point: (x, y).
+    """
 
     logits: np.ndarray
     distances: np.ndarray
     probs: np.ndarray
-    point: np.ndarray  # (x, y)
+    point: np.ndarray
 
 
 class LogitExplorer(Explorer):
@@ -135,13 +160,20 @@ class LogitExplorer(Explorer):
 
     Args:
         state: background, myocardium, cavity: the three logits.
+
+    Example:
+        >>> LogitExplorer(cavity=2.0).numbers.distances
+        array([2., 1., 0.])
     """
 
     panels = (1, 3)
     size = (10.0, 3.4)
-    alt = "Bars of three logits and their distances, bars of the probabilities, and a point in the triangle of all distributions."
+    alt = (
+        "Bars of three logits and their distances, bars of the probabilities, "
+        "and a point in the triangle of all distributions."
+    )
     CLASSES: ClassVar[tuple[str, str, str]] = ("background", "MYO", "LV")
-    #: Corners of the triangle, one a class.
+    #: Corners of the triangle, one for each class.
     CORNERS: ClassVar[np.ndarray] = np.array([[0.0, 0.0], [1.0, 0.0], [0.5, math.sqrt(3) / 2]])
 
     background = Float(0.0, min=-8, max=8).tag(label="logit of background", step=0.5)
@@ -196,31 +228,49 @@ class LogitExplorer(Explorer):
 
 
 class VoxelNumbers(NamedTuple):
-    """One voxel under MbLS; gradients are of the expected loss, for the winning class and for each other one."""
+    """One voxel under MbLS. Arrays over classes have the winning class first.
+
+    Attributes:
+        penalty: alpha times the margin penalty.
+        violated: whether the distance is beyond the margin.
+        gradient_ce: of the expected cross-entropy in the logits, (K,).
+        gradient_penalty: of the penalty in the logits, (K,).
+        now: probabilities at the present distance, (K,).
+        end: probabilities where descent ends, (K,).
+        end_distance: the distance where descent ends; infinite if it never ends.
+        curves: expected CE, penalty and their sum along the distance, (3, n).
+    """
 
     penalty: float
     violated: bool
-    gradient_ce: np.ndarray  # (K,), the winning class first
+    gradient_ce: np.ndarray
     gradient_penalty: np.ndarray
-    now: np.ndarray  # probabilities at the present distance
-    end: np.ndarray  # where descent ends
-    end_distance: float  # inf: never
-    curves: np.ndarray  # (3, n): expected CE, penalty and their sum along the distance
+    now: np.ndarray
+    end: np.ndarray
+    end_distance: float
+    curves: np.ndarray
 
 
 class VoxelExplorer(Explorer):
     """One voxel of four classes: the penalty, the two gradients, and where descent ends.
 
-    The voxel carries the label LV with probability ``certainty``, the other three labels share the rest; its logits are
+    The voxel has the label LV with probability ``certainty``; the other three labels share the rest. Its logits are
     (distance, 0, 0, 0).
 
     Args:
         state: margin, alpha, certainty, distance.
+
+    Example:
+        >>> VoxelExplorer(margin=5.0, distance=6.0).numbers.violated
+        True
     """
 
     panels = (1, 3)
     size = (11.0, 3.6)
-    alt = "Cross-entropy, penalty and their sum along the logit distance; their gradients as bars; the voxel's probabilities."
+    alt = (
+        "Cross-entropy, penalty and their sum along the logit distance; their gradients as bars; "
+        "the voxel's probabilities."
+    )
     NUM_CLASSES = len(CLASS_NAMES)
     #: Distances at which the curves are drawn.
     GRID: ClassVar[np.ndarray] = np.linspace(0, 12, 121)
@@ -299,10 +349,10 @@ class VoxelExplorer(Explorer):
         self._voxel.set_data([self.distance], [np.interp(self.distance, self.GRID, total)])
         place = min(numbers.end_distance, self.GRID[-1])
         self._end.set_data([place], [np.interp(place, self.GRID, total)])
-        # Beyond the picture's edge the bars are cut; the readout has the number.
+        # The axes end at 0.2, so longer bars are cut; the readout has the number.
         for bars, values in ((self._ce, numbers.gradient_ce), (self._push, numbers.gradient_penalty)):
             for bar, value in zip(bars, values[:2], strict=True):
-                bar.set_height(np.clip(value, -0.2, 0.2))
+                bar.set_height(float(np.clip(value, -0.2, 0.2)))
         for bar, text, value in zip(
             self._probs, self._texts, (self.certainty, numbers.now[0], numbers.end[0]), strict=True
         ):
@@ -314,34 +364,55 @@ class VoxelExplorer(Explorer):
     def describe(self, numbers: VoxelNumbers) -> str:
         pull = numbers.gradient_ce[0] + numbers.gradient_penalty[0]
         end = f"d = {numbers.end_distance:.2f}" if math.isfinite(numbers.end_distance) else "no finite distance: never"
-        return f"penalty {numbers.penalty:.3f}; gradient in LV's logit {pull:+.4f}; descent ends at {end}, p = {numbers.end[0]:.3f}"
+        return (
+            f"penalty {numbers.penalty:.3f}; gradient in LV's logit {pull:+.4f}; "
+            f"descent ends at {end}, p = {numbers.end[0]:.3f}"
+        )
 
 
 class SliceNumbers(NamedTuple):
-    """A slice against a margin."""
+    """A slice compared with a margin.
 
-    violations: np.ndarray  # (H, W), how many classes lie beyond the margin
-    share: float  # of voxels with any violation
-    ceiling: float  # confidence at the margin
-    counts: np.ndarray  # histogram of the distances of the losing classes
+    Attributes:
+        violations: the number of classes beyond the margin, (H, W).
+        share: of the voxels with any class beyond the margin.
+        ceiling: the confidence on the margin.
+        counts: histogram of the distances of the losing classes.
+    """
+
+    violations: np.ndarray
+    share: float
+    ceiling: float
+    counts: np.ndarray
 
 
 class SliceExplorer(Explorer):
     """Which voxels of a trained network's slice violate a margin?
 
     Args:
-        images: (N, H, W). labels: (N, H, W). logits: (N, K, H, W).
+        images: (N, H, W).
+        labels: (N, H, W).
+        logits: (N, K, H, W).
         state: margin, slice_index.
 
     Raises:
         ValueError: shapes that do not match.
+
+    Example:
+        >>> logits = 4 * torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+        >>> explorer = SliceExplorer(torch.rand(2, 8, 8), logits.argmax(1), logits, margin=3.0)
+        >>> bool(explorer.numbers.share == (explorer.numbers.violations > 0).mean())
+        True
     """
 
     panels = (1, 3)
     size = (11.0, 3.6)
-    alt = "A slice, the number of classes beyond the margin at each voxel, and the histogram of logit distances with the margin."
-    #: Bins of the histogram.
-    EDGES: ClassVar[np.ndarray] = np.linspace(0, 15, 61)
+    alt = (
+        "A slice, the number of classes beyond the margin at each voxel, "
+        "and the histogram of logit distances with the margin."
+    )
+    #: Bins of the histogram; the last one also holds everything above it.
+    EDGES: ClassVar[np.ndarray] = DISTANCE_EDGES[DISTANCE_EDGES <= 15]
 
     margin = Float(3.0, min=0, max=12).tag(label="margin m", step=0.25)
     slice_index = Int(0, min=0).tag(label="slice")
@@ -367,8 +438,9 @@ class SliceExplorer(Explorer):
     def compute(self) -> SliceNumbers:
         distances = self._distances[self.slice_index]
         violations = (distances > self.margin).sum(0).numpy()
-        everywhere = torch.ones(1, *violations.shape, dtype=torch.bool)
-        counts = distance_counts(distances[None], everywhere, np.append(self.EDGES[:-1], np.inf))
+        counts = distance_counts(distances[None])
+        last = len(self.EDGES) - 2
+        counts = np.append(counts[:last], counts[last:].sum())
         ceiling = confidence_at_margin(self.margin, len(distances))
         return SliceNumbers(violations, float((violations > 0).mean()), ceiling, counts)
 
@@ -382,7 +454,7 @@ class SliceExplorer(Explorer):
         plots.blank_axes(picture, "slice and labels")
         self._violations = overlay.imshow(blank.T, cmap=plots.steps_colormap(most + 1), vmin=-0.5, vmax=most + 0.5)
         plots.blank_axes(overlay, "classes beyond the margin")
-        overlay.figure.colorbar(self._violations, ax=overlay, ticks=range(most + 1), shrink=0.8)
+        self._figure.colorbar(self._violations, ax=overlay, ticks=range(most + 1), shrink=0.8)
         self._free = histogram.stairs(np.ones(60), self.EDGES, fill=True, color=_BLUE, alpha=0.5, label="free")
         self._beyond = histogram.stairs(np.ones(60), self.EDGES, fill=True, color=_RED, alpha=0.7, label="penalised")
         self._margin = histogram.axvline(0, color=_GREEN, linestyle="--", label="margin m")
@@ -409,12 +481,20 @@ class SliceExplorer(Explorer):
 
 
 class MarginNumbers(NamedTuple):
-    """The networks trained at one margin: mean figures over the seeds, pooled histograms."""
+    """The networks trained at one margin: mean figures over the seeds, pooled histograms.
 
-    figures: pd.Series  # dsc, ece, ece_fg
+    Attributes:
+        figures: means of dsc, ece and ece_fg, by name.
+        seeds: number of networks.
+        distance_share: share of the logit distances in each bin.
+        confidence: mean confidence in each bin that has voxels.
+        accuracy: accuracy in the same bins.
+    """
+
+    figures: dict[str, float]
     seeds: int
     distance_share: np.ndarray
-    confidence: np.ndarray  # of the filled bins
+    confidence: np.ndarray
     accuracy: np.ndarray
 
 
@@ -422,13 +502,21 @@ class MarginExplorer(Explorer):
     """Networks trained at different margins, side by side.
 
     Args:
-        results, histograms: tables of ``python -m mbls compare``, results.csv and histograms.csv, with rows of MbLS at several
-            margins and of CE; seeds are averaged.
-        region: of the histogram and the reliability diagram, "all" or "foreground".
-        state: margin; infinity is cross-entropy, no margin at all.
+        results: the table results.csv of ``python -m mbls compare``, with rows of CE and of MbLS at several margins;
+            seeds are averaged.
+        histograms: histograms.csv of the same comparison.
+        region: of the histogram and the reliability diagram.
+        state: margin; infinity is cross-entropy, which has no margin.
 
     Raises:
         ValueError: a table without MbLS or without CE; a region that was not recorded.
+
+    Example:
+        >>> from mbls.data.home import recorded
+        >>> results = pd.read_csv(recorded("phantom_margins.csv"))
+        >>> histograms = pd.read_csv(recorded("phantom_margins_histograms.csv"))
+        >>> MarginExplorer(results, histograms, margin=5.0).numbers.seeds
+        3
     """
 
     panels = (1, 4)
@@ -440,7 +528,11 @@ class MarginExplorer(Explorer):
     margin = Float(math.inf).tag(label="networks trained with margin m")
 
     def __init__(
-        self, results: pd.DataFrame, histograms: pd.DataFrame, region: str = "foreground", **state: Any
+        self,
+        results: pd.DataFrame,
+        histograms: pd.DataFrame,
+        region: Literal["all", "foreground"] = "foreground",
+        **state: Any,
     ) -> None:
         self._results = _with_margin(results)
         self._margins = sorted(self._results["margin"].unique().tolist())
@@ -449,7 +541,7 @@ class MarginExplorer(Explorer):
                 f"results: got losses {', '.join(results['loss'].unique())}, expected ce and mbls at some margins"
             )
         self._region = region
-        self._histograms = _with_margin(histograms[histograms["region"] == region])
+        self._histograms = _with_margin(histograms.query("region == @region"))
         if self._histograms.empty:
             raise ValueError(
                 f"region: got {region!r}, expected one of {', '.join(sorted(histograms['region'].unique()))}"
@@ -466,23 +558,21 @@ class MarginExplorer(Explorer):
     def compute(self) -> MarginNumbers:
         rows = _at_margin(self._results, self.margin)
         bins = _at_margin(self._histograms, self.margin)
-        confidence = bins[(bins["kind"] == "confidence") & (bins["count"] > 0)]
-        pooled = (
-            confidence[["confidence", "accuracy"]].mul(confidence["count"], axis=0).groupby(confidence["low"]).sum()
-        )
-        pooled = pooled.div(confidence.groupby("low")["count"].sum(), axis=0)
+        filled = bins.loc[(bins["kind"] == "confidence") & (bins["count"] > 0)]
+        voxels = _sums(filled["count"], filled["low"])
         return MarginNumbers(
-            figures=rows[["dsc", "ece", "ece_fg"]].mean(),
+            figures=rows[["dsc", "ece", "ece_fg"]].agg("mean").to_dict(),
             seeds=len(rows),
             distance_share=self._distance_share(bins),
-            confidence=pooled["confidence"].to_numpy(),
-            accuracy=pooled["accuracy"].to_numpy(),
+            confidence=_sums(filled["confidence"] * filled["count"], filled["low"]) / voxels,
+            accuracy=_sums(filled["accuracy"] * filled["count"], filled["low"]) / voxels,
         )
 
     @staticmethod
     def _distance_share(bins: pd.DataFrame) -> np.ndarray:
-        counts = bins[bins["kind"] == "distance"].groupby("low")["count"].sum()
-        return (counts / counts.sum()).to_numpy()
+        distances = bins.loc[bins["kind"] == "distance"]
+        counts = _sums(distances["count"], distances["low"])
+        return counts / counts.sum()
 
     def draw(self, axes: np.ndarray) -> list[Artist]:
         histogram, diagram, dsc, ece = axes
@@ -530,25 +620,34 @@ class MarginExplorer(Explorer):
 
     def describe(self, numbers: MarginNumbers) -> str:
         name = "cross-entropy" if self.margin == math.inf else f"m = {self.margin:g}"
-        dsc, ece, foreground = numbers.figures
-        return f"{name}, {numbers.seeds} seeds: DSC {dsc:.3f}, ECE {ece:.3f} over all voxels, {foreground:.3f} over the foreground"
+        figures = numbers.figures
+        return (
+            f"{name}, {numbers.seeds} seeds: DSC {figures['dsc']:.3f}, ECE {figures['ece']:.3f} over all voxels, "
+            f"{figures['ece_fg']:.3f} over the foreground"
+        )
 
 
 def _with_margin(table: pd.DataFrame) -> pd.DataFrame:
     """The rows of MbLS and CE with a column "margin": infinity for CE."""
-    table = table[table["loss"].str.match(r"(mbls|ce)(:|$)")]
-    margins = {loss: _margin_of(loss) for loss in table["loss"].unique()}
-    return table.assign(margin=table["loss"].map(margins))
+    margins = {loss: _margin_of(loss) for loss in table["loss"].unique() if loss.split(":")[0] in ("mbls", "ce")}
+    rows = table.loc[table["loss"].isin(margins)]
+    return rows.assign(margin=[margins[loss] for loss in rows["loss"]])
 
 
 def _at_margin(table: pd.DataFrame, margin: float) -> pd.DataFrame:
-    return table[table["margin"] == margin]
+    return table.loc[table["margin"] == margin]
+
+
+def _sums(values: pd.Series, by: pd.Series) -> np.ndarray:
+    """The sum of the values of each group, in ascending order of the groups."""
+    return values.groupby(by).agg("sum").to_numpy()
 
 
 def _margin_of(loss: str) -> float:
-    """Margin of "mbls:margin=5"; infinity for CE."""
-    name, options = parse_loss(loss)
-    return math.inf if name == "ce" else float(build_loss(name, len(CLASS_NAMES), **options).margin)
+    """The margin of a loss, "ce" or MbLS with its options; infinity for "ce"."""
+    if loss.split(":")[0] == "ce":
+        return math.inf
+    return cast(MbLSLoss, build_loss(loss, len(CLASS_NAMES))).margin
 
 
 def _one_of(name: str, value: Any, choices: list[Any]) -> Any:
