@@ -24,7 +24,8 @@ MARGIN, ALPHA = 5.0, 0.1
 
 
 def permuted_mbls(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """MbLS with the steps of the paper's implementation: classes moved last, voxels as rows, the maximum repeated K times."""
+    """MbLS with the steps of the paper's implementation: classes moved last, voxels as rows, the maximum repeated K
+    times."""
     rows = logits.movedim(1, -1).reshape(-1, logits.shape[1])
     largest = rows.max(dim=1).values.unsqueeze(1).repeat(1, rows.shape[1])
     return F.cross_entropy(rows, target.reshape(-1)) + ALPHA * F.relu(largest - rows - MARGIN).mean()
@@ -81,7 +82,8 @@ def report(quick: bool = False) -> str:
             rows.append((name, ratios[name], saved, None if peak is None else peak * 2**20 / size))
         parts.append(f"Logits {shape}:\n\n" + markdown(("loss", "time", "kept for backward", "peak memory"), rows))
     return (
-        "Forward and backward; time as a multiple of `F.cross_entropy`'s, memory as a multiple of the logits' (the gradient "
-        "itself is 1.0 of the peak). On a busy machine the time of ours rises more than that of `F.cross_entropy`: two dozen "
-        "short steps a block wait for each other more often than four long ones.\n\n" + "\n\n".join(parts)
+        "Forward and backward; time as a multiple of `F.cross_entropy`'s, memory as a multiple of the logits' (the "
+        "gradient itself is 1.0 of the peak). On a busy machine the time of ours rises more than that of "
+        "`F.cross_entropy`: two dozen short steps a block wait for each other more often than four long ones.\n\n"
+        + "\n\n".join(parts)
     )

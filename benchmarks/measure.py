@@ -41,7 +41,8 @@ def best_seconds(work: Work, runs: int) -> float:
 
 
 def peak_mebibytes(work: Work) -> float | None:
-    """How far the resident memory rises above its level before, at most; None where the system does not tell (not Linux)."""
+    """How far the resident memory rises above its level before, at most; None where the system does not tell (not
+    Linux)."""
     status, reset = Path("/proc/self/status"), Path("/proc/self/clear_refs")
     if not reset.exists():
         return None

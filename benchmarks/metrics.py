@@ -1,4 +1,5 @@
-"""Calibration figures of many voxels: ours, torchmetrics' and MONAI's against one float64 count; time and peak memory."""
+"""Calibration figures of many voxels: ours, torchmetrics' and MONAI's against one float64 count; time and peak
+memory."""
 
 from __future__ import annotations
 

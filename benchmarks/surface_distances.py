@@ -1,4 +1,5 @@
-"""HD95 and ASD of whole volumes: DSC, HD95 and ASD by segmentation_scores against MONAI's three metrics, one after the other."""
+"""HD95 and ASD of whole volumes: DSC, HD95 and ASD by segmentation_scores against MONAI's three metrics, one after the
+other."""
 
 from __future__ import annotations
 
@@ -59,6 +60,7 @@ def report(quick: bool = False) -> str:
     ours = torch.tensor(list(segmentation_scores(prediction, target, 4, SPACING).values()))
     difference = ((ours - monai()).abs() / monai()).max().item()
     return (
-        f"Three structures on {tuple(prediction.shape)} voxels; largest relative difference of a figure: {difference:.0e}.\n\n"
+        f"Three structures on {tuple(prediction.shape)} voxels; "
+        f"largest relative difference of a figure: {difference:.0e}.\n\n"
         + markdown(("DSC, HD95 and ASD", "time"), list(ratios.items()))
     )

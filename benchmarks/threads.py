@@ -12,7 +12,7 @@ import torch
 from benchmarks.measure import markdown, paired_ratios
 from mbls.engine.devices import ONE_THREAD_FLOPS, forward_flops
 from mbls.losses import MbLSLoss
-from mbls.networks.backbones import build_model
+from mbls.networks.backbones import build_network
 
 #: Side of the slice, filters of the first level, levels, normalisation, batch; from the course's to the paper's.
 NETWORKS = (
@@ -29,7 +29,9 @@ COURSE = NETWORKS[0]
 def training_step(network: tuple) -> tuple[torch.nn.Module, Callable[[], object]]:
     """A network, and one step of its training on noise."""
     size, base_channels, levels, norm, batch = network
-    model = build_model("unet", base_channels, levels, norm).to(memory_format=torch.channels_last)
+    model = build_network("unet", 4, base_channels=base_channels, levels=levels, norm=norm).to(
+        memory_format=torch.channels_last
+    )
     optimizer = torch.optim.Adam(model.parameters(), fused=True)
     images, labels, loss = torch.randn(batch, 1, size, size), torch.randint(4, (batch, size, size)), MbLSLoss(5)
 
@@ -75,13 +77,15 @@ def report(quick: bool = False) -> str:
     steps = 2 if quick else 150
     alone, together = copies(1, steps), copies(2, steps)
     return (
-        f"`fit` and `predict` take one thread for a forward pass of less than {ONE_THREAD_FLOPS / 1e9:g} GFLOP:\n\n{table}\n\n"
-        f"Two programs that train the smallest of them at once each take {together / alone:.2f} times as long as one alone."
+        f"`fit` and `predict` take one thread for a forward pass of less than {ONE_THREAD_FLOPS / 1e9:g} GFLOP:\n\n"
+        f"{table}\n\nTwo programs that train the first of them at once each take {together / alone:.2f} "
+        "times as long as one alone."
     )
 
 
 def main() -> None:
-    """The work of one program: so many steps on the threads that ``fit`` takes; prints its seconds, without the start of Python."""
+    """The work of one program: so many steps on the threads that ``fit`` takes; prints its seconds, without the start
+    of Python."""
     from mbls.engine.devices import threads_for
 
     size, *_, batch = COURSE

@@ -10,12 +10,13 @@ from torch.utils.data import DataLoader
 
 from benchmarks.losses import MARGIN, permuted_mbls
 from benchmarks.measure import best_seconds, markdown, paired_ratios
-from mbls.data.acdc import SliceDataset, find_patients
+from mbls.data.layout import read_dataset
 from mbls.data.phantom import make_phantom
+from mbls.data.slices import SliceDataset
 from mbls.engine.devices import make_fabric
 from mbls.engine.fit import FitSettings, fit
 from mbls.losses import MbLSLoss
-from mbls.networks.backbones import build_model
+from mbls.networks.backbones import build_network
 
 #: Name: side of the slice, filters of the first level, levels, normalisation. Batches of 4 slices, as the paper's.
 NETWORKS = {"the reduced study's": (64, 8, 4, "batch"), "the paper's": (192, 32, 5, None)}
@@ -33,7 +34,7 @@ def loops(network: tuple, train: SliceDataset) -> dict[str, Callable[[], object]
 
     def model() -> torch.nn.Module:
         torch.manual_seed(0)
-        return build_model("unet", base_channels, levels, norm)
+        return build_network("unet", 4, base_channels=base_channels, levels=levels, norm=norm)
 
     plain = model()
     optimizer = torch.optim.Adam(plain.parameters())
@@ -72,9 +73,9 @@ def report(quick: bool = False) -> str:
     networks = QUICK_NETWORKS if quick else NETWORKS
     speeds, steps = {}, {}
     with tempfile.TemporaryDirectory() as folder:
-        patients = find_patients(make_phantom(folder, num_patients=1))
+        phantom = read_dataset(make_phantom(folder, num_patients=1))
         for name, network in networks.items():
-            train = SliceDataset(patients, size=network[0], crop=128 if network[0] < 128 else None)
+            train = SliceDataset(phantom, size=network[0], crop=128 if network[0] < 128 else None)
             work = loops(network, train)
             ratios = paired_ratios(work, OFFICIAL, runs=2 if quick else 12 if network[0] < 100 else 3)
             seconds = best_seconds(work[OFFICIAL], 2)
@@ -87,15 +88,19 @@ def report(quick: bool = False) -> str:
         [(loop, *(speeds[name][loop] for name in networks)) for loop in speeds[name]],
     )
     _, base_channels, levels, norm = network
-    parameters = sum(tensor.numel() for tensor in build_model("unet", base_channels, levels, norm).parameters())
+    parameters = sum(
+        tensor.numel()
+        for tensor in build_network("unet", 4, base_channels=base_channels, levels=levels, norm=norm).parameters()
+    )
     gradient = 4 * parameters
     size = f"{parameters / 1e6:.1f} million weights, a gradient of {gradient / 1e6:.0f} MB"
     return (
         f"An epoch of a phantom patient, batches of {BATCH_SIZE}:\n\n{table}\n\n"
-        f"Past one machine, on paper: how many times the speed of one, for {name} network ({size}). Every machine takes "
-        f"batches of {BATCH_SIZE}, every step waits for a ring all-reduce. With the step measured here, {steps[name]:.2f} s with "
-        f"`bf16-mixed`:\n\n{scaling(steps[name], gradient)}\n\n"
+        f"Past one machine, on paper: how many times the speed of one, for {name} network ({size}). Every machine "
+        f"takes batches of {BATCH_SIZE}, every step waits for a ring all-reduce. With the step measured here, "
+        f"{steps[name]:.2f} s with `bf16-mixed`:\n\n{scaling(steps[name], gradient)}\n\n"
         f"With a step of 0.02 s, which is assumed of a GPU and not measured:\n\n{scaling(0.02, gradient)}\n\n"
-        "DDP hides part of the waiting behind the backward pass; data, validation and checkpoints are left out. Independent runs "
+        "DDP hides part of the waiting behind the backward pass; data, validation and checkpoints are left out. "
+        "Independent runs "
         "(`--shard`) scale as the number of machines: a study is better spread over runs than a run over machines."
     )

@@ -1,7 +1,7 @@
 """From a slider's new value to the new picture, for every explorer: ``python benchmarks/widget_redraw.py``.
 
-Absolute milliseconds, since what counts is what a hand feels: a move should be drawn in under 100 ms. Measured in the kernel; the
-way to the browser and back comes on top.
+Absolute milliseconds, since what counts is what a hand feels: a move should be drawn in under 100 ms. Measured in the
+kernel; the way to the browser and back comes on top.
 """
 
 from __future__ import annotations
