@@ -18,6 +18,7 @@ test test-all: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
+	$(BIN)/basedpyright mbls
 	$(BIN)/python -m pytest $(SELECTED)
 	$(BIN)/python -m pytest --doctest-modules mbls
 	$(BIN)/python -m mbls phantom

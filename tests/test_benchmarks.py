@@ -28,7 +28,8 @@ def test_quick_run_writes_every_section(tmp_path):
 
 
 def test_expected_scaling_by_hand():
-    """A gradient of 31.25 MB takes a quarter of a second through 1 Gbit/s; two machines send it once, many almost twice."""
+    """A gradient of 31.25 MB takes a quarter of a second through 1 Gbit/s; two machines send it once, many almost
+    twice."""
     assert efficiency(0.75, 31_250_000, 2, 1) == pytest.approx(0.75)
     assert efficiency(0.5, 31_250_000, 10**6, 1) == pytest.approx(0.5, abs=1e-5)
     assert efficiency(0.5, 0, 16, 1) == 1

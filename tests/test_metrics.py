@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 
-from mbls.data.acdc import read_volume
 from mbls.metrics import (
     REGION_NAMES,
     CalibrationBins,
@@ -436,10 +435,10 @@ def test_segmentation_scores():
 
 
 @pytest.mark.parametrize("spacing", [None, (10.0, 1.4, 1.7)])
-def test_surface_distances_are_monais(phantom_patients, spacing):
+def test_surface_distances_are_monais(phantom, spacing):
     from monai.metrics import compute_average_surface_distance, compute_hausdorff_distance
 
-    labels = torch.as_tensor(read_volume(phantom_patients[0], "ED").labels.astype(np.int64)).movedim(2, 0)
+    labels = torch.as_tensor(phantom.cases[0].labels.astype(np.int64)).movedim(2, 0)
     prediction = labels.roll((2, 1), (1, 2))
     prediction[:, ::7] = labels[:, ::7]
     scores = segmentation_scores(prediction, labels, 4, spacing)

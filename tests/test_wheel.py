@@ -63,6 +63,8 @@ target = Path({str(installed)!r})
 assert Path(mbls.__file__).is_relative_to(target), mbls.__file__
 assert all(recorded(name) == target / "mbls" / "recorded" / name for name in {names})
 assert data_home() == Path.cwd() / "data"
+from mbls.study import PROTOCOLS
+assert all(Path(protocol.base.split).is_file() for protocol in PROTOCOLS.values())
 print(MbLSLoss(margin=5.0), CalibrationBins(num_classes=4).num_classes)
 """
     assert _python(installed, tmp_path, "-c", code).startswith("MbLSLoss(")

@@ -1,4 +1,5 @@
-"""A real JupyterLab on loopback and a real Chromium in front of it; skipped, with the reason, where there is no Chromium."""
+"""A real JupyterLab on loopback and a real Chromium in front of it; skipped, with the reason, where there is no
+Chromium."""
 
 import json
 import os
@@ -34,7 +35,8 @@ def browser():
 
 @pytest.fixture(scope="session")
 def lab(browser, tmp_path_factory):
-    """Address of a JupyterLab that serves a copy of the notebooks; asked for after the browser, so that a skip starts no server."""
+    """Address of a JupyterLab that serves a copy of the notebooks; asked for after the browser, so that a skip starts
+    no server."""
     work = tmp_path_factory.mktemp("lab")
     shutil.copytree(ROOT / "notebooks", work / "notebooks", ignore=shutil.ignore_patterns(".ipynb_checkpoints"))
     with socket.socket() as probe:

@@ -1,4 +1,5 @@
-"""What a student does: open a notebook in JupyterLab, run it all, move a slider with the keyboard, and see it answer."""
+"""What a student does: open a notebook in JupyterLab, run it all, move a slider with the keyboard, and see it
+answer."""
 
 import json
 import re
@@ -44,7 +45,8 @@ def open_and_run_all(page, lab, name):
 
 
 def wait_until(page, condition, timeout=20):
-    """Ask the page again and again; Playwright's own waiting needs animation frames, which a headless page may not get."""
+    """Ask the page again and again; Playwright's own waiting needs animation frames, which a headless page may not
+    get."""
     end = time.monotonic() + timeout
     while not page.evaluate(condition):
         assert time.monotonic() < end, f"not within {timeout} s: {condition}"
