@@ -90,6 +90,9 @@ class Dataset:
         twice = sorted({name for name in ids if ids.count(name) > 1}) if len(set(ids)) < len(ids) else []
         if twice:
             raise ValueError(f"cases: got {', '.join(twice)} more than once, expected each case once")
+        if len(set(self.class_names)) < len(self.class_names) or "fg" in self.class_names:
+            names = ", ".join(self.class_names)
+            raise ValueError(f"class_names: got {names}, expected distinct names, none of them 'fg' (the foreground)")
 
     def __len__(self) -> int:
         return len(self.cases)

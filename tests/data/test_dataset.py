@@ -52,6 +52,12 @@ def test_a_case_twice_is_refused():
         Dataset("made", ("background", "organ"), (case, case))
 
 
+@pytest.mark.parametrize("names", [("background", "organ", "organ"), ("background", "fg")])
+def test_class_names_tell_columns_apart(names):
+    with pytest.raises(ValueError, match=r"class_names: got background, .*expected distinct names"):
+        Dataset("made", names, ())
+
+
 def test_a_split_fixed_in_a_file(phantom, tmp_path):
     names = list(phantom.subjects)
     path = tmp_path / "split.json"
