@@ -81,7 +81,9 @@ def predict(
     wrapped = network if is_wrapped(network) else fabric.setup_module(network)
     wrapped.eval()
     inner: Any = network.module if is_wrapped(network) else network
-    flops = forward_flops(inner, (1, *data.images.shape[1:]))
+    # Counted only where there are threads to choose from: a validation inside fit runs on those that fit has chosen.
+    choosing = fabric.device.type == "cpu" and torch.get_num_threads() > 1
+    flops = forward_flops(inner, (1, *data.images.shape[1:])) if choosing else 0
     for volume in data.volumes if volumes is None else volumes:
         images = data.images[volume.start : volume.stop]
         with torch.inference_mode(), threads_for(len(images) * flops, fabric.device):
