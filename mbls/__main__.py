@@ -265,18 +265,17 @@ def _numbers(option: str, given: list[str]) -> list[int]:
 def _add(parser: argparse.ArgumentParser, kind: type, name: str, help: str, choices: Any = None) -> None:
     """An option that fills a field of a dataclass: its type, default and choices come from there."""
     (field,) = (field for field in dataclasses.fields(kind) if field.name == name)
-    hints = typing.get_type_hints(kind)[name]
-    types = [part for part in (typing.get_args(hints) or (hints,)) if part is not type(None)]
-    if typing.get_origin(hints) is typing.Literal:
-        choices, types = typing.get_args(hints), [str]
-    elif len(types) == 1 and typing.get_origin(types[0]) is typing.Literal:
-        choices, types = typing.get_args(types[0]), [str]
+    hint = typing.get_type_hints(kind)[name]
+    if type(None) in typing.get_args(hint):  # "X | None"
+        (hint,) = (part for part in typing.get_args(hint) if part is not type(None))
+    if typing.get_origin(hint) is typing.Literal:
+        choices, hint = typing.get_args(hint), str
     flag = "--" + name.replace("_", "-")
-    if types == [bool]:
+    if hint is bool:
         parser.add_argument(flag, action="store_true", help=help)
         return
     told = help if field.default is None else f"{help} (default: {field.default})"
-    parser.add_argument(flag, type=types[0], default=field.default, choices=choices, help=told)
+    parser.add_argument(flag, type=hint, default=field.default, choices=choices, help=told)
 
 
 class _Command(argparse.ArgumentParser):
