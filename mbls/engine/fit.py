@@ -42,7 +42,7 @@ __all__ = ["BEST", "CHECKPOINT", "Fit", "FitSettings", "TrainingSet", "fit", "lo
 CHECKPOINT = "last.pt"
 BEST = "best.pt"
 
-#: Figures of a validation that the history keeps, as ``val_dsc`` and so on.
+#: Metrics of a validation that the history keeps, as ``val_dsc`` and so on.
 VALIDATED = ("dsc", "ece", "ece_fg", "nll", "mean_distance")
 
 

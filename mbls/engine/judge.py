@@ -168,7 +168,7 @@ def metric_of(column: str) -> tuple[Region, Metric]:
 
 @dataclass
 class Judgement:
-    """Figures of some predictions.
+    """Metrics of some predictions.
 
     Attributes:
         class_names: K names, index 0 the background.
@@ -214,6 +214,10 @@ class Judgement:
             metrics |= {f"{name}{end}": getattr(bins, name)() if known else float("nan") for name in names}
         return metrics
 
+    def table(self) -> pd.DataFrame:
+        """The cases, one a row."""
+        return pd.DataFrame(self.cases)
+
     def histograms(self) -> pd.DataFrame:
         """The pooled histograms, a bin a row: region, kind ("confidence" or "distance"), low, high, count, and for
         confidence the bin's mean confidence and accuracy."""
@@ -231,7 +235,7 @@ class Judgement:
 
     def save(self, folder: Path, name: str = "") -> None:
         """Write ``cases{name}.csv``, and bins and distances as ``bins{name}.npz``."""
-        write_table(pd.DataFrame(self.cases), folder / f"cases{name}.csv")
+        write_table(self.table(), folder / f"cases{name}.csv")
         arrays: dict[str, Any] = {f"distances {region}": counts for region, counts in self.distances.items()}
         for region, bins in self.bins.items():
             arrays |= {f"{key} {region}": part.cpu().numpy() for key, part in bins.state_dict().items()}
@@ -320,11 +324,15 @@ def judge(
     """
     wanted = columns() if wanted is None else list(wanted)
     by_region = {region: [] for region in ENDINGS}
+    overlap = []
     for column in wanted:
+        if column not in columns():
+            raise ValueError(f"metric: got {column!r}, expected one of {', '.join(columns())}")
         region, metric = metric_of(column)
-        if metric.function is not None:
+        if metric.function is None:
+            overlap.append(column)
+        else:
             by_region[region].append((column, metric.function))
-    overlap = [column for column in wanted if METRICS.get(column) and METRICS[column].function is None]
     keys = [f"{prefix}{region}" for prefix in ("", *([SCALED] if scale else [])) for region in ENDINGS]
     whole = Judgement(
         tuple(class_names),

@@ -82,11 +82,7 @@ def write_tables(runs: list[tuple[dict[str, Any], Judgement]], out: Path) -> Non
     rows = [row for row, _ in runs]
     write_json(rows, out / "results.json")
     write_table(as_table(rows), out / "results.csv")
-    tables = {
-        "histograms": lambda judgement: judgement.histograms(),
-        "cases": lambda judgement: pd.DataFrame(judgement.cases),
-    }
-    for name, table in tables.items():
+    for name, table in {"histograms": Judgement.histograms, "cases": Judgement.table}.items():
         parts = [table(judgement).assign(**{key: row[key] for key in (*KEYS, WEIGHTS)}) for row, judgement in runs]
         write_table(pd.concat(parts), out / f"{name}.csv")
 
