@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-__all__ = ["Case", "Dataset", "Split", "Volume", "read_split", "split"]
+__all__ = ["Case", "Dataset", "Split", "Volume", "read_split", "repeated", "split"]
 
 
 class Volume(NamedTuple):
@@ -86,11 +87,10 @@ class Dataset:
     always_present: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        ids = [case.id for case in self.cases]
-        twice = sorted({name for name in ids if ids.count(name) > 1}) if len(set(ids)) < len(ids) else []
+        twice = repeated(case.id for case in self.cases)
         if twice:
             raise ValueError(f"cases: got {', '.join(twice)} more than once, expected each case once")
-        if len(set(self.class_names)) < len(self.class_names) or "fg" in self.class_names:
+        if repeated(self.class_names) or "fg" in self.class_names:
             names = ", ".join(self.class_names)
             raise ValueError(f"class_names: got {names}, expected distinct names, none of them 'fg' (the foreground)")
 
@@ -185,7 +185,7 @@ def read_split(path: str | Path, dataset: Dataset) -> Split:
             f'{path}: cannot be read as a split ({error!r}), expected lists "train", "val" and "test"'
         ) from error
     subjects = [name for part in named for name in part]
-    twice = sorted({name for name in subjects if subjects.count(name) > 1})
+    twice = repeated(subjects)
     if twice:
         raise ValueError(f"{path}: got {', '.join(twice)} more than once, expected each subject once")
     absent = _absent(subjects, dataset.subjects)
@@ -194,6 +194,11 @@ def read_split(path: str | Path, dataset: Dataset) -> Split:
     if not named[0]:
         raise ValueError(f"{path}: got no training subject, expected at least one")
     return Split(*(dataset.of(part) for part in named))
+
+
+def repeated(names: Iterable[str]) -> list[str]:
+    """The names that come more than once, each once and in order."""
+    return sorted(name for name, times in Counter(names).items() if times > 1)
 
 
 def _absent(wanted: Sequence[str], there: Iterable[str]) -> str:

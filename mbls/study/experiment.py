@@ -17,7 +17,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import nn
 
-from mbls.data.dataset import Dataset, read_split, split
+from mbls.data.dataset import Dataset, Split, read_split, repeated, split
 from mbls.data.layout import read_dataset
 from mbls.data.slices import Scaling, SliceDataset, augmentation, fingerprint
 from mbls.engine.devices import make_fabric
@@ -167,8 +167,8 @@ def load_data(experiment: Experiment, root: str | Path) -> Data:
     parts = read_split(e.split, dataset) if e.split is not None else split(dataset, *e.patients, seed=e.split_seed)
     if not parts.test.cases:
         raise ValueError(f"patients: got {e.split or e.patients}, expected at least one subject to test on")
-    subjects = tuple(tuple(part.subjects) for part in parts)
-    data = _cached_data(Path(root).resolve(), e.subject, subjects, e.size, e.crop, e.scaling, e.augment)
+    # The root is part of the key: cases are equal by their names, wherever they lie.
+    data = _cached_data(Path(root).resolve(), parts, e.size, e.crop, e.scaling, e.augment)
     if e.train_patients is None:
         return data
     if not 1 <= e.train_patients <= data.train.num_subjects:
@@ -179,21 +179,11 @@ def load_data(experiment: Experiment, root: str | Path) -> Data:
 
 
 @functools.lru_cache(maxsize=2)
-def _cached_data(
-    root: Path,
-    subject: str | None,
-    subjects: tuple[tuple[str, ...], ...],
-    size: int,
-    crop: int | None,
-    scaling: Scaling,
-    augment: bool,
-) -> Data:
-    dataset = read_dataset(root, subject)
-    train, val, test = (dataset.of(part) for part in subjects)
-
+def _cached_data(root: Path, parts: Split, size: int, crop: int | None, scaling: Scaling, augment: bool) -> Data:
     def slices(part: Dataset, transform: Any = None) -> SliceDataset:
         return SliceDataset(part, size, crop, scaling, transform=transform)
 
+    train, val, test = parts
     sets = slices(train, augmentation() if augment else None), slices(val) if val.cases else None, slices(test)
     return Data(*sets, fingerprint(*(part for part in sets if part is not None)))
 
@@ -211,7 +201,7 @@ class Run(NamedTuple):
     @property
     def cases(self) -> pd.DataFrame:
         """A test case a row; with a validation set also scaled_*, after temperature scaling."""
-        return pd.DataFrame(self.judgement.cases)
+        return self.judgement.table()
 
 
 def run_experiment(
@@ -419,8 +409,7 @@ def compare(
         ValueError: two experiments of the same name (their folders would collide); else as :func:`run_experiment`.
     """
     experiments = list(experiments)
-    names = [experiment.name for experiment in experiments]
-    twice = sorted({name for name in names if names.count(name) > 1})
+    twice = repeated(experiment.name for experiment in experiments)
     if twice:
         raise ValueError(
             f"experiments: got {', '.join(twice)} more than once, expected distinct losses, models or seeds; "
