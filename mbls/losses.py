@@ -33,12 +33,15 @@ __all__ = [
     "CrossEntropyLoss",
     "EntropyPenaltyLoss",
     "FocalLoss",
+    "HardL1ACELoss",
     "LabelSmoothingLoss",
     "MbLSLoss",
     "NACLLoss",
     "SVLSLoss",
+    "SoftL1ACELoss",
     "VoxelLoss",
     "WithDice",
+    "WithL1ACE",
     "build_loss",
     "loss_name",
     "parse_loss",
@@ -46,6 +49,7 @@ __all__ = [
 
 Reduction = Literal["mean", "sum", "none"]
 Norm = Literal["l1", "l2"]
+L1ACEBins = Literal["hard", "soft"]
 ScheduleMode = Literal["constant", "add", "multiply"]
 
 #: ``fused(below, label, grad) -> values``; see :class:`VoxelLoss`.
@@ -759,7 +763,173 @@ class NACLLoss(VoxelLoss):
         return loss
 
 
-class WithDice(_Loss):
+class _L1ACELoss(_Loss):
+    """What the two L1-ACE losses share; a subclass says how a probability is shared between bins."""
+
+    #: A bin of less weight than this is empty.
+    empty_weight: float
+
+    def __init__(self, num_bins: int, ignore_index: int) -> None:
+        super().__init__()
+        _check_at_least(1, num_bins=num_bins)
+        if not isinstance(ignore_index, Integral):
+            raise ValueError(f"ignore_index: got {ignore_index!r}, expected a whole number")
+        self.num_bins = num_bins
+        self.ignore_index = ignore_index
+
+    def extra_repr(self) -> str:
+        """The options for repr; ``ignore_index`` only where it is not the default."""
+        return _shown_options(self, hidden=("ignore_index",))
+
+    def shares(self, probs: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor | float]]:
+        """The bins that each probability belongs to, int64 like ``probs``, and the share that each of them gets."""
+        raise NotImplementedError
+
+    def forward(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        """The loss of a batch; shapes and errors as the class says."""
+        target, keep = _checked_target(logits, target, self.ignore_index)
+        with torch.autocast(logits.device.type, enabled=False):
+            probs = logits.softmax(dim=1, dtype=torch.promote_types(logits.dtype, torch.float32)).flatten(2)
+            inside = target if keep is None else target.masked_fill(~keep, 0)
+            hits = torch.zeros_like(probs).scatter_(1, inside.flatten(1).unsqueeze(1), 1)
+            counted = torch.ones_like(probs[:, :1]) if keep is None else keep.flatten(1).unsqueeze(1).to(probs.dtype)
+            hits = hits * counted
+            weight = probs.new_zeros(*probs.shape[:2], self.num_bins)
+            gap = torch.zeros_like(weight)  # of the sums of probabilities and of hits
+            for place, share in self.shares(probs):
+                part = counted.expand_as(probs) * share
+                weight = weight.scatter_add(2, place, part)
+                gap = gap.scatter_add(2, place, part * (probs - hits))
+            filled = weight >= self.empty_weight
+            gaps = torch.where(filled, gap.abs() / torch.where(filled, weight, 1), 0)
+            of_class = gaps.sum(2) / filled.sum(2).clamp(min=1)
+            loss = torch.where(hits.sum(2) > 0, of_class, 0).mean()
+        _raise_if_not_finite(loss, logits)
+        return loss
+
+
+class HardL1ACELoss(_L1ACELoss):
+    r"""The average calibration error of each class as a loss, over bins of equal width.
+
+    For each sample and class: the mean over the non-empty bins of ``abs(e - o)``, with e the mean probability of the
+    class in the bin and o the share of voxels with that label. Only e has a gradient. A class that is absent from a
+    sample's labels adds 0; the result is the mean over samples and classes. A bin holds its left edge, and the last one
+    both. Meant to be added to another loss: :class:`WithL1ACE`.
+
+    Args:
+        num_bins: bins of equal width on [0, 1], >= 1.
+        ignore_index: voxels with this label do not count.
+
+    Shape:
+        logits (B, K, *spatial) floating point; target (B, *spatial) or (B, 1, *spatial) integer. Returns a scalar.
+
+    Raises:
+        ValueError: an option out of range; logits or target not as the module docstring says.
+
+    Example:
+        >>> import torch
+        >>> from mbls.losses import HardL1ACELoss
+        >>> loss = HardL1ACELoss()(torch.zeros(1, 2, 4), torch.tensor([[0, 0, 0, 1]]))
+        >>> round(loss.item(), 4)
+        0.25
+
+    References:
+        Barfoot et al., "Average Calibration Losses for Reliable Uncertainty in Medical Image Segmentation", IEEE TMI
+        2026, the hard-binned loss, as its official code reduces it.
+    """
+
+    empty_weight = 1.0
+
+    def __init__(self, num_bins: int = 20, ignore_index: int = -100) -> None:
+        super().__init__(num_bins, ignore_index)
+
+    def shares(self, probs: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor | float]]:
+        return [((probs.detach() * self.num_bins).long().clamp_(0, self.num_bins - 1), 1.0)]
+
+
+class SoftL1ACELoss(_L1ACELoss):
+    r"""As :class:`HardL1ACELoss`, with each probability shared linearly between the two nearest bin centres.
+
+    The gradient therefore also moves weight between bins. A probability beyond the first or last centre belongs wholly
+    to that bin.
+
+    Args:
+        num_bins: bins of equal width on [0, 1], >= 1.
+        empty_weight: a bin of less weight than this is empty, > 0, in voxels.
+        ignore_index: voxels with this label do not count.
+
+    Shape:
+        logits (B, K, *spatial) floating point; target (B, *spatial) or (B, 1, *spatial) integer. Returns a scalar.
+
+    Raises:
+        ValueError: an option out of range; logits or target not as the module docstring says.
+
+    Example:
+        >>> import torch
+        >>> from mbls.losses import SoftL1ACELoss
+        >>> loss = SoftL1ACELoss()(torch.zeros(1, 2, 4), torch.tensor([[0, 0, 0, 1]]))
+        >>> round(loss.item(), 4)
+        0.25
+
+    References:
+        Barfoot et al., "Average Calibration Losses for Reliable Uncertainty in Medical Image Segmentation", IEEE TMI
+        2026, the soft-binned loss, as its official code reduces it.
+    """
+
+    def __init__(self, num_bins: int = 20, empty_weight: float = 0.01, ignore_index: int = -100) -> None:
+        super().__init__(num_bins, ignore_index)
+        if not (_is_finite(empty_weight) and empty_weight > 0):
+            raise ValueError(f"empty_weight: got {empty_weight!r}, expected a finite number > 0")
+        self.empty_weight = empty_weight
+
+    def shares(self, probs: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor | float]]:
+        position = (probs * self.num_bins - 0.5).clamp(0, self.num_bins - 1)
+        left = position.detach().floor()
+        right = (left + 1).clamp(max=self.num_bins - 1)
+        towards_right = position - left
+        return [(left.long(), 1 - towards_right), (right.long(), towards_right)]
+
+
+class _WithInner(_Loss):
+    """A loss added to another one, whose options ``alpha`` and ``ignore_index`` are those of the sum."""
+
+    def __init__(self, loss: _Loss, because: str) -> None:
+        super().__init__()
+        if loss.reduction != "mean":
+            raise ValueError(f'loss: got reduction={loss.reduction!r}, expected "mean", since {because}')
+        self.loss = loss
+
+    @property
+    def ignore_index(self) -> int:
+        """The label of the voxels that do not count."""
+        inner: Any = self.loss
+        return inner.ignore_index
+
+    @property
+    def alpha(self) -> float:
+        """Weight of the inner loss's penalty. Reading or setting it is an AttributeError where that loss has none."""
+        inner: Any = self.loss
+        return inner.alpha
+
+    @alpha.setter
+    def alpha(self, value: float) -> None:
+        inner: Any = self.loss
+        if not hasattr(inner, "alpha"):
+            raise self._no_alpha()
+        inner.alpha = value
+
+    def _no_alpha(self) -> AttributeError:
+        return AttributeError(
+            f"alpha: got the inner loss {type(self.loss).__name__} without one, expected one with alpha"
+        )
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "alpha":  # the property has failed; torch's message would not name the inner loss
+            raise self._no_alpha()
+        return super().__getattr__(name)
+
+
+class WithDice(_WithInner):
     """A loss plus MONAI's soft Dice loss, 1 : 1 (CE+DSC and MbLS+DSC of the paper). Needs MONAI.
 
     Args:
@@ -786,42 +956,14 @@ class WithDice(_Loss):
     """
 
     def __init__(self, loss: VoxelLoss) -> None:
-        super().__init__()
         from monai.losses.dice import DiceLoss
 
-        if loss.reduction != "mean":
-            raise ValueError(
-                f'loss: got reduction={loss.reduction!r}, expected "mean", since Dice has no value for each voxel'
-            )
-        self.loss = loss
+        super().__init__(loss, "Dice has no value for each voxel")
         self.dice = DiceLoss()
-
-    @property
-    def alpha(self) -> float:
-        """Weight of the inner loss's penalty. Reading or setting it is an AttributeError where that loss has none."""
-        inner: Any = self.loss
-        return inner.alpha
-
-    @alpha.setter
-    def alpha(self, value: float) -> None:
-        inner: Any = self.loss
-        if not hasattr(inner, "alpha"):
-            raise self._no_alpha()
-        inner.alpha = value
-
-    def _no_alpha(self) -> AttributeError:
-        return AttributeError(
-            f"alpha: got the inner loss {type(self.loss).__name__} without one, expected one with alpha"
-        )
-
-    def __getattr__(self, name: str) -> Any:
-        if name == "alpha":  # the property has failed; torch's message would not name the inner loss
-            raise self._no_alpha()
-        return super().__getattr__(name)
 
     def forward(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         first = self.loss(logits, target)
-        target, keep = _checked_target(logits, target, self.loss.ignore_index)
+        target, keep = _checked_target(logits, target, self.ignore_index)
         with torch.autocast(logits.device.type, enabled=False):
             probs = logits.softmax(dim=1, dtype=torch.promote_types(logits.dtype, torch.float32))
             inside = target if keep is None else target.masked_fill(~keep, 0)
@@ -829,6 +971,45 @@ class WithDice(_Loss):
             if keep is not None:
                 probs, one_hot = probs * keep.unsqueeze(1), one_hot * keep.unsqueeze(1)
             return first + self.dice(probs, one_hot)
+
+
+class WithL1ACE(_WithInner):
+    """A loss plus an L1-ACE loss.
+
+    Args:
+        loss: a loss of this module with ``reduction="mean"``, :class:`WithDice` too; its ignored voxels are left out of
+            the calibration error as well.
+        weight: of the L1-ACE loss, >= 0.
+        bins: "hard" for :class:`HardL1ACELoss`, "soft" for :class:`SoftL1ACELoss`.
+
+    Shape:
+        As for the inner loss. Returns a scalar.
+
+    Raises:
+        ValueError: another reduction than the mean; an option out of range; else what the inner loss raises.
+
+    Example:
+        >>> import torch
+        >>> from mbls.losses import CrossEntropyLoss, WithL1ACE
+        >>> loss = WithL1ACE(CrossEntropyLoss(), bins="soft")
+        >>> round(loss(torch.zeros(1, 2, 4), torch.tensor([[0, 0, 0, 1]])).item(), 4)
+        0.9431
+
+    References:
+        Barfoot et al., "Average Calibration Losses for Reliable Uncertainty in Medical Image Segmentation", IEEE TMI
+        2026, who add it to Dice and cross-entropy.
+    """
+
+    def __init__(self, loss: _Loss, weight: float = 1.0, bins: L1ACEBins = "hard") -> None:
+        super().__init__(loss, "L1-ACE has no value for each voxel")
+        _check_not_negative(weight=weight)
+        if bins not in get_args(L1ACEBins):
+            raise ValueError(f'bins: got {bins!r}, expected "hard" or "soft"')
+        self.weight = weight
+        self.l1_ace = (HardL1ACELoss if bins == "hard" else SoftL1ACELoss)(ignore_index=self.ignore_index)
+
+    def forward(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        return self.loss(logits, target) + self.weight * self.l1_ace(logits, target)
 
 
 class AlphaSchedule:
@@ -933,6 +1114,16 @@ def _with_dice(loss: Callable[..., VoxelLoss]) -> Callable[..., _Loss]:
     return build
 
 
+def _with_l1ace(build_inner: Callable[..., _Loss], bins: L1ACEBins) -> Callable[..., _Loss]:
+    """Builder of the loss that another builder makes, and L1-ACE."""
+
+    @functools.wraps(build_inner, updated=())
+    def build(num_classes: int, **options: Any) -> _Loss:
+        return WithL1ACE(build_inner(num_classes, **options), bins=bins)
+
+    return build
+
+
 #: Name -> builder(num_classes, **options); see :func:`build_loss`. Its signature names the options that the loss has.
 LOSSES: dict[str, Callable[..., _Loss]] = {
     "ce": _without_classes(CrossEntropyLoss),
@@ -944,6 +1135,10 @@ LOSSES: dict[str, Callable[..., _Loss]] = {
     "mbls": _without_classes(MbLSLoss),
     "mbls_dice": _with_dice(MbLSLoss),
     "nacl": NACLLoss,
+    "ce_hard_l1ace": _with_l1ace(_without_classes(CrossEntropyLoss), "hard"),
+    "ce_soft_l1ace": _with_l1ace(_without_classes(CrossEntropyLoss), "soft"),
+    "ce_dice_hard_l1ace": _with_l1ace(_with_dice(CrossEntropyLoss), "hard"),
+    "mbls_hard_l1ace": _with_l1ace(_without_classes(MbLSLoss), "hard"),
 }
 
 

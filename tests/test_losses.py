@@ -2,6 +2,7 @@
 
 import copy
 import math
+import re
 
 import pytest
 import torch
@@ -14,12 +15,15 @@ from mbls.losses import (
     CrossEntropyLoss,
     EntropyPenaltyLoss,
     FocalLoss,
+    HardL1ACELoss,
     LabelSmoothingLoss,
     MbLSLoss,
     NACLLoss,
+    SoftL1ACELoss,
     SVLSLoss,
     VoxelLoss,
     WithDice,
+    WithL1ACE,
     build_loss,
     loss_name,
     parse_loss,
@@ -154,7 +158,7 @@ def test_target_may_carry_a_channel(name):
     torch.testing.assert_close(loss(logits, target.unsqueeze(1).to(torch.uint8)), loss(logits, target))
 
 
-@pytest.mark.parametrize("name", ["ce", "ce_dice", "ls", "fl", "ecp", "mbls", "mbls_dice", "nacl", "svls"])
+@pytest.mark.parametrize("name", sorted(LOSSES))
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_is_reduced_in_float32(name, dtype):
     logits, target = make_batch((2, K, 16, 16), dtype)
@@ -233,6 +237,97 @@ def test_dice_leaves_ignored_voxels_out():
     cut = WithDice(CrossEntropyLoss())(logits[:, :, 2:], target[:, 2:])
     target[:, :2] = -100
     torch.testing.assert_close(WithDice(CrossEntropyLoss())(logits, target), cut)
+
+
+def l1_ace_by_hand(logits, target, num_bins=20, soft=False):
+    """In plain loops: the gap of every sample, class and bin."""
+    probs, total = logits.softmax(1).flatten(2), 0.0
+    samples, classes, _ = probs.shape
+    centres = [(b + 0.5) / num_bins for b in range(num_bins)]
+    for sample in range(samples):
+        labels = target[sample].flatten().tolist()
+        for k in range(classes):
+            bins = [[] for _ in range(num_bins)]  # (share, probability, hit)
+            for p, label in zip(probs[sample, k].tolist(), labels, strict=True):
+                hit = float(label == k)
+                if not soft:
+                    bins[min(int(p * num_bins), num_bins - 1)].append((1.0, p, hit))
+                    continue
+                for b, centre in enumerate(centres):
+                    edge = (b == 0 and p < centre) or (b == num_bins - 1 and p > centre)
+                    share = 1.0 if edge else max(0.0, 1 - abs(p - centre) * num_bins)
+                    if share > 0:
+                        bins[b].append((share, p, hit))
+            weights = [sum(share for share, _, _ in found) for found in bins]
+            gaps = [
+                abs(sum(share * (p - hit) for share, p, hit in found)) / weight
+                for found, weight in zip(bins, weights, strict=True)
+                if weight >= (0.01 if soft else 1)
+            ]
+            total += sum(gaps) / len(gaps) if k in labels else 0.0
+    return total / (samples * classes)
+
+
+@pytest.mark.parametrize("shape", [(2, K, 12), (3, K, 6, 5), (1, K, 4, 3, 5)], ids=["1d", "2d", "3d"])
+@pytest.mark.parametrize("loss", [HardL1ACELoss(), SoftL1ACELoss()], ids=["hard", "soft"])
+def test_l1_ace_is_the_gap_of_every_class_and_bin(loss, shape):
+    logits, target = make_batch(shape, dtype=torch.float64)
+    target[0][target[0] == 1] = 0  # a class that the first sample lacks
+    expected = l1_ace_by_hand(logits, target, soft=isinstance(loss, SoftL1ACELoss))
+    assert loss(logits, target).item() == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize("loss", [HardL1ACELoss(), SoftL1ACELoss()], ids=["hard", "soft"])
+def test_gradcheck_of_l1_ace(loss):
+    logits, target = make_batch((2, K, 3, 2), dtype=torch.float64)
+    assert torch.autograd.gradcheck(lambda x: loss(x, target), logits.requires_grad_())
+
+
+@pytest.mark.parametrize("loss", [HardL1ACELoss(), SoftL1ACELoss()], ids=["hard", "soft"])
+def test_l1_ace_of_saturated_and_of_perfect_predictions(loss):
+    target = torch.tensor([[0, 1, 2, 3]])
+    logits = F.one_hot(target, K).movedim(-1, 1) * 1e4
+    assert loss(logits, target).item() == 0
+    wrong = logits.roll(1, dims=2).requires_grad_()
+    value = loss(wrong, target)
+    value.backward()
+    assert value.item() == pytest.approx((1 + 1 / 3) / 2)  # the voxel claimed, and one in three of the others
+    assert wrong.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("bins", ["hard", "soft"])
+def test_l1_ace_leaves_ignored_voxels_out(bins):
+    loss = WithL1ACE(CrossEntropyLoss(ignore_index=7), bins=bins)
+    logits, target = make_batch((1, K, 30))
+    target[0, 20:] = 7
+    cut = WithL1ACE(CrossEntropyLoss(), bins=bins)(logits[..., :20], target[:, :20])
+    assert loss(logits, target).item() == pytest.approx(cut.item(), rel=1e-6)
+
+
+def test_l1_ace_is_added_with_its_weight():
+    logits, target = make_batch()
+    inner = WithDice(MbLSLoss(1.0))
+    loss = WithL1ACE(inner, weight=0.5, bins="soft")
+    expected = inner(logits, target) + 0.5 * SoftL1ACELoss()(logits, target)
+    assert loss(logits, target).item() == pytest.approx(expected.item(), rel=1e-6)
+    loss.alpha = 0.3
+    assert inner.loss.alpha == 0.3
+    assert build_loss("mbls_hard_l1ace:margin=5", K).loss.margin == 5
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: HardL1ACELoss(num_bins=0), "num_bins: got 0, expected a whole number >= 1"),
+        (lambda: SoftL1ACELoss(empty_weight=0), "empty_weight: got 0, expected a finite number > 0"),
+        (lambda: WithL1ACE(CrossEntropyLoss(), weight=-1), "weight: got -1, expected a finite number >= 0"),
+        (lambda: WithL1ACE(CrossEntropyLoss(), bins="x"), 'bins: got \'x\', expected "hard" or "soft"'),
+        (lambda: WithL1ACE(CrossEntropyLoss(reduction="sum")), "loss: got reduction='sum', expected \"mean\""),
+    ],
+)
+def test_bad_options_of_l1_ace(make, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        make()
 
 
 def test_nacl_is_monais():
