@@ -571,7 +571,8 @@ def region_mask(target: torch.Tensor, region: Region, radius: int | None = None)
     cube for volumes.
 
     Args:
-        target: integer labels, 0 the background.
+        target: integer labels, 0 the background; voxels of a negative label belong to no region but "all", and make no
+            border.
         region: one of :data:`REGION_NAMES`.
         radius: in voxels, >= 1. None: 2 for "boundary", 3 for "dilated".
 
@@ -601,7 +602,7 @@ def region_mask(target: torch.Tensor, region: Region, radius: int | None = None)
     if region == "all":
         return torch.ones_like(target, dtype=torch.bool)
     if region == "foreground":
-        return target != 0
+        return target > 0
     reach = _RADIUS[region] if radius is None else radius
     pool = F.max_pool2d if target.dim() == 3 else F.max_pool3d
 
@@ -609,8 +610,10 @@ def region_mask(target: torch.Tensor, region: Region, radius: int | None = None)
         return pool(values.float().unsqueeze(1), 2 * reach + 1, stride=1, padding=reach).squeeze(1)
 
     if region == "dilated":
-        return widest(target != 0) > 0
-    return widest(target) != -widest(-target.float())  # in float, since the negative of a uint8 wraps around
+        return (widest(target > 0) > 0) & (target >= 0)
+    # In float, since the negative of a uint8 wraps around; ignored voxels are neither the highest nor the lowest.
+    lowest = -widest(torch.where(target < 0, -torch.inf, -target.float()))
+    return (widest(target) != lowest) & (target >= 0)
 
 
 def average_over_volumes(values: Sequence[float], weights: Sequence[float] | None = None) -> float:

@@ -48,7 +48,7 @@ __all__ = [
 ]
 
 #: Regions that calibration is judged over, with the ending of their columns.
-ENDINGS: dict[Region, str] = {"all": "", "foreground": "_fg"}
+ENDINGS: dict[Region, str] = {"all": "", "foreground": "_fg", "boundary": "_boundary"}
 #: What the columns of metrics taken after post-hoc scaling begin with.
 SCALED = "scaled_"
 #: Bins of the histogram of logit distances, in logits; the last one holds everything above.
@@ -103,6 +103,18 @@ def _mean_distance(voxels: _Voxels) -> float:
     return float((distances if voxels.mask is None else distances[voxels.mask]).double().mean())
 
 
+def _overconfidence(bins: CalibrationBins) -> float:
+    """Mean confidence minus the share of hits: below zero where the network claims too little."""
+    _, confidence, hits = (part[0].sum() for part in bins.state_dict().values())
+    return float(confidence - hits) / bins.num_voxels
+
+
+def _share_above(voxels: _Voxels, confidence: float) -> float:
+    """The voxels whose winning class has more than this probability, as a share of all."""
+    above = voxels.probs.amax(1) > confidence
+    return float((above if voxels.mask is None else above[voxels.mask]).double().mean())
+
+
 @dataclass(frozen=True)
 class Metric:
     """One row of the table of metrics.
@@ -128,9 +140,13 @@ METRICS = {
     "asd": Metric("ASD", 2, "low"),
     "ece": Metric("ECE", 4, "low", lambda voxels: voxels.bins.ece()),
     "cece": Metric("CECE", 4, "low", lambda voxels: voxels.bins.classwise("ece")),
+    "cace": Metric("class-wise ACE", 4, "low", lambda voxels: voxels.bins.classwise("ace")),
+    "cmce": Metric("class-wise MCE", 4, "low", lambda voxels: voxels.bins.classwise("mce")),
     "aece": Metric("AECE", 4, "low", lambda v: adaptive_calibration_error(v.probs, v.labels, mask=v.mask)),
     "nll": Metric("NLL", 3, "low", lambda v: negative_log_likelihood(v.probs, v.labels, v.mask)),
     "brier": Metric("Brier", 3, "low", lambda v: brier_score(v.probs, v.labels, v.mask)),
+    "overconfidence": Metric("confidence - accuracy", 4, None, lambda voxels: _overconfidence(voxels.bins)),
+    "certain": Metric("share above 0.999", 3, None, lambda voxels: _share_above(voxels, 0.999)),
     "mean_distance": Metric("mean distance", 2, None, _mean_distance),
 }
 
@@ -148,7 +164,7 @@ def columns(surface: bool = True, scaled: bool = False) -> list[str]:
 
 
 def metric_of(column: str) -> tuple[Region, Metric]:
-    """The region ("all" or "foreground") and the row of :data:`METRICS` that a column belongs to.
+    """The region ("all", "foreground", "boundary") and the row of :data:`METRICS` that a column belongs to.
 
     Raises:
         ValueError: no such metric.
@@ -159,8 +175,8 @@ def metric_of(column: str) -> tuple[Region, Metric]:
         ('foreground', 'ECE', 4)
     """
     name = column.removeprefix(SCALED)
-    region: Region = "foreground" if name.endswith(ENDINGS["foreground"]) else "all"
-    name = name.removesuffix(ENDINGS["foreground"])
+    region: Region = next((key for key, end in ENDINGS.items() if end and name.endswith(end)), "all")
+    name = name.removesuffix(ENDINGS[region])
     if name not in METRICS:
         raise ValueError(f"metric: got {column!r}, expected one of {', '.join(columns())}")
     return region, METRICS[name]
@@ -173,15 +189,23 @@ class Judgement:
     Attributes:
         class_names: K names, index 0 the background.
         cases: one row a case; see :func:`judge`.
-        bins: confidence bins pooled over all voxels of "all" and "foreground"; after post-hoc scaling "scaled_all" and
-            "scaled_foreground".
-        distances: :func:`distance_counts` of the same voxels, before scaling.
+        case_bins: the confidence bins of each case over the voxels of "all", "foreground" and "boundary"; after
+            post-hoc scaling "scaled_all" and so on. Empty where nothing was pooled.
+        distances: :func:`distance_counts` of all cases' voxels of each region, before scaling.
     """
 
     class_names: tuple[str, ...]
     cases: list[dict[str, Any]]
-    bins: dict[str, CalibrationBins]
+    case_bins: dict[str, list[CalibrationBins]]
     distances: dict[str, np.ndarray]
+
+    @property
+    def bins(self) -> dict[str, CalibrationBins]:
+        """The bins of all cases together, as if they were one volume."""
+        return {
+            key: functools.reduce(CalibrationBins.merge, parts, CalibrationBins(len(self.class_names)))
+            for key, parts in self.case_bins.items()
+        }
 
     def summary(self) -> dict[str, float]:
         """Unweighted means: of calibration over the cases, of overlap over the structures found in all of them.
@@ -205,27 +229,44 @@ class Judgement:
         return metrics
 
     def pooled(self) -> dict[str, float]:
-        """ECE, CECE, ACE and MCE over all voxels of a region at once, as if they were one volume; NaN without any."""
+        """ECE, CECE, ACE and MCE over all voxels of a region at once, as if they were one volume, and the same after
+        post-hoc scaling; NaN without any."""
         names = ("ece", "cece", "ace", "mce")
         metrics = {}
-        for region, end in ENDINGS.items():
-            bins = self.bins[region]
+        for key, bins in self.bins.items():
+            prefix, region = _stage_and_region(key)
             known = bins.num_voxels > 0
-            metrics |= {f"{name}{end}": getattr(bins, name)() if known else float("nan") for name in names}
+            metrics |= {
+                f"{prefix}{name}{ENDINGS[region]}": getattr(bins, name)() if known else float("nan") for name in names
+            }
         return metrics
 
     def table(self) -> pd.DataFrame:
         """The cases, one a row."""
         return pd.DataFrame(self.cases)
 
+    def subject_bins(self) -> pd.DataFrame:
+        """The confidence bins of each subject, all its cases together and empty bins left out, a bin a row: subject,
+        region, bin (from 0), count, prob_sum, hit_sum; of the winning class, before post-hoc scaling."""
+        subjects = [row["subject"] for row in self.cases]
+        tables = []
+        for region in ENDINGS:
+            for subject in dict.fromkeys(subjects):
+                parts = [b for b, owner in zip(self.case_bins[region], subjects, strict=True) if owner == subject]
+                bins = functools.reduce(CalibrationBins.merge, parts, CalibrationBins(len(self.class_names)))
+                columns = {name: part[0].cpu().numpy() for name, part in bins.state_dict().items()}
+                table = pd.DataFrame({"subject": subject, "region": region, "bin": range(bins.num_bins), **columns})
+                tables.append(table[table["count"] > 0].astype({"count": int, "hit_sum": int}))
+        return pd.concat(tables, ignore_index=True)
+
     def histograms(self) -> pd.DataFrame:
         """The pooled histograms, a bin a row: region, kind ("confidence" or "distance"), low, high, count, and for
         confidence the bin's mean confidence and accuracy."""
-        tables = []
+        tables, bins = [], self.bins
         for region in ENDINGS:
-            if self.bins[region].num_voxels == 0:
+            if bins[region].num_voxels == 0:
                 continue
-            confidence = self.bins[region].reliability()
+            confidence = bins[region].reliability()
             parts = {"low": confidence.edges[:-1], "high": confidence.edges[1:], "count": confidence.count}
             parts |= {"confidence": confidence.confidence, "accuracy": confidence.accuracy}
             tables.append(pd.DataFrame({"region": region, "kind": "confidence", **parts}))
@@ -237,8 +278,12 @@ class Judgement:
         """Write ``cases{name}.csv``, and bins and distances as ``bins{name}.npz``."""
         write_table(self.table(), folder / f"cases{name}.csv")
         arrays: dict[str, Any] = {f"distances {region}": counts for region, counts in self.distances.items()}
-        for region, bins in self.bins.items():
-            arrays |= {f"{key} {region}": part.cpu().numpy() for key, part in bins.state_dict().items()}
+        for key, parts in self.case_bins.items():
+            states = [bins.state_dict() for bins in parts]
+            arrays |= {
+                f"{name} {key}": np.stack([state[name].cpu().numpy() for state in states])
+                for name in (states[0] if states else ())
+            }
         with atomic_write(folder / f"bins{name}.npz") as part, part.open("wb") as file:
             np.savez_compressed(file, class_names=np.array(self.class_names), **arrays)
 
@@ -251,16 +296,20 @@ class Judgement:
         with np.load(folder / f"bins{name}.npz") as archive:
             arrays = {key: archive[key] for key in archive.files}
         class_names = tuple(arrays["class_names"].tolist())
-        bins, distances = {}, {}
-        for key, value in arrays.items():
-            kind, _, region = key.partition(" ")
-            if kind == "count":
-                bins[region] = CalibrationBins(len(class_names), value.shape[1])
-                parts = {part: torch.from_numpy(arrays[f"{part} {region}"]) for part in bins[region].state_dict()}
-                bins[region].load_state_dict(parts)
-            elif kind == "distances":
-                distances[region] = value
-        return cls(class_names, cases, bins, distances)
+        case_bins: dict[str, list[CalibrationBins]] = {}
+        distances = {}
+        for name, value in arrays.items():
+            part, _, key = name.partition(" ")
+            if part == "distances":
+                distances[key] = value
+            elif part == "count":
+                case_bins[key] = []
+                for number, counts in enumerate(value):
+                    bins = CalibrationBins(len(class_names), counts.shape[1])
+                    parts = {part: torch.from_numpy(arrays[f"{part} {key}"][number]) for part in bins.state_dict()}
+                    bins.load_state_dict(parts)
+                    case_bins[key].append(bins)
+        return cls(class_names, cases, case_bins, distances)
 
 
 def _value(column: str, text: str) -> Any:
@@ -268,6 +317,13 @@ def _value(column: str, text: str) -> Any:
     if column in ("case", "subject", "group"):
         return text or None
     return int(text) if text.isdigit() else float(text or "nan")
+
+
+def _stage_and_region(key: str) -> tuple[str, Region]:
+    """The two parts of a key of :attr:`Judgement.case_bins`: ("scaled_", "all") of "scaled_all"."""
+    prefix = SCALED if key.startswith(SCALED) else ""
+    region: Any = key.removeprefix(SCALED)
+    return prefix, region
 
 
 def _mean(values: np.ndarray) -> float:
@@ -309,14 +365,15 @@ def judge(
             voxels.
         scale: applied to logits (B, K, *spatial), e.g. a fitted :class:`mbls.posthoc.TemperatureScaling`; everything
             but the overlap is then taken a second time behind it, in columns that begin with "scaled_".
-        pool: False leaves out the bins and distances of all voxels together.
+        pool: False leaves out the bins, and the distances of all voxels together.
         fabric: with n processes, each judges every n-th case, and all get all rows.
         progress: whether a bar is shown.
 
     Returns:
-        A :class:`Judgement`; its rows hold case, subject, group, voxels, voxels_fg (those whose label is a structure),
-        the overlap as ``dsc_NAME`` of each structure and ``dsc`` as the mean over those found, and each other metric
-        over all voxels and (``_fg``) over the foreground. NaN: the structure, or the region, is not there; infinite: a
+        A :class:`Judgement`; its rows hold case, subject, group, voxels, voxels_fg (those whose label is a structure)
+        and voxels_boundary (those near a change of the label, :func:`mbls.metrics.region_mask`), the overlap as
+        ``dsc_NAME`` of each structure and ``dsc`` as the mean over those found, and each other metric over all voxels
+        and (``_fg``, ``_boundary``) over the two regions. NaN: the structure, or the region, is not there; infinite: a
         structure is only in one of prediction and labels.
 
     Raises:
@@ -337,7 +394,7 @@ def judge(
     whole = Judgement(
         tuple(class_names),
         [],
-        {key: CalibrationBins(len(class_names)) for key in keys},
+        {key: [] for key in keys},
         {region: np.zeros(len(DISTANCE_EDGES) - 1, dtype=np.int64) for region in ENDINGS},
     )
     for prediction in tqdm(predictions, desc="judge", unit="case", leave=False, disable=not progress):
@@ -357,9 +414,9 @@ def judge(
                             row |= {
                                 f"{prefix}{column}_{name}": float(v) for name, v in zip(class_names, value, strict=True)
                             }
-                    if pool and voxels.number:
-                        whole.bins[f"{prefix}{region}"].merge(voxels.bins)
-                        if not prefix:
+                    if pool:
+                        whole.case_bins[f"{prefix}{region}"].append(voxels.bins)
+                        if not prefix and voxels.number:
                             whole.distances[region] += distance_counts(voxels.distances, voxels.mask)
         whole.cases.append(row)
     if fabric is not None and fabric.world_size > 1:
@@ -407,11 +464,15 @@ def _gathered(mine: Judgement, world_size: int) -> Judgement:
     parts: list[Any] = [None] * world_size
     torch.distributed.all_gather_object(parts, mine)
     whole, *others = parts
-    rows = itertools.chain.from_iterable(itertools.zip_longest(*(part.cases for part in parts)))
-    whole.cases = [row for row in rows if row is not None]  # dealt out in turn, so gathered in turn
+    whole.cases = _in_turn([part.cases for part in parts])
+    whole.case_bins = {key: _in_turn([part.case_bins[key] for part in parts]) for key in whole.case_bins}
     for other in others:
-        for key in whole.bins:
-            whole.bins[key].merge(other.bins[key])
         for region in ENDINGS:
             whole.distances[region] += other.distances[region]
     return whole
+
+
+def _in_turn(dealt: Sequence[list]) -> list:
+    """What was dealt out in turn, in the order of before."""
+    together = itertools.chain.from_iterable(itertools.zip_longest(*dealt))
+    return [one for one in together if one is not None]

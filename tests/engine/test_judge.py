@@ -114,7 +114,7 @@ def test_another_number_of_classes_is_told(predictions):
 @pytest.mark.parametrize("column", columns() + columns(scaled=True))
 def test_every_column_has_its_row_in_the_table(column):
     region, metric = metric_of(column)
-    assert region == ("foreground" if column.endswith("_fg") else "all")
+    assert region == {"_fg": "foreground", "_boundary": "boundary"}.get(column[column.rfind("_") :], "all")
     assert metric.title
     assert metric in METRICS.values()
 
