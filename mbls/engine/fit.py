@@ -18,7 +18,7 @@ import re
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -32,7 +32,7 @@ from tqdm.auto import tqdm
 
 from mbls.data.slices import SliceDataset
 from mbls.engine.devices import forward_flops, make_fabric, set_memory_format, threads_for
-from mbls.engine.judge import judge
+from mbls.engine.judge import columns, judge
 from mbls.engine.predict import predict
 from mbls.files import atomic_write
 
@@ -42,7 +42,7 @@ __all__ = ["BEST", "CHECKPOINT", "Fit", "FitSettings", "TrainingSet", "fit", "lo
 CHECKPOINT = "last.pt"
 BEST = "best.pt"
 
-#: Metrics of a validation that the history keeps, as ``val_dsc`` and so on.
+#: Metrics of every validation that the history keeps, as ``val_dsc`` and so on.
 VALIDATED = ("dsc", "ece", "ece_fg", "nll", "mean_distance")
 
 
@@ -59,6 +59,8 @@ class FitSettings:
         lr_step: epochs between two decays of the learning rate, >= 1.
         lr_decay: what the learning rate is multiplied by, in (0, 1].
         validate_every: epochs between validations, >= 1; the last epoch is always validated.
+        full_validation_every: of the validations, those of each so many epochs keep every metric of
+            :func:`mbls.engine.judge.columns`, but for the surface distances; None: none does.
         seed: of the order of the items, of augmentation and of dropout, 0 <= seed < 2**32.
 
     Raises:
@@ -76,10 +78,14 @@ class FitSettings:
     lr_step: int = 50
     lr_decay: float = 0.1
     validate_every: int = 1
+    full_validation_every: int | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "lr_step", "validate_every"):
+        counts = ["epochs", "batch_size", "lr_step", "validate_every"]
+        if self.full_validation_every is not None:
+            counts.append("full_validation_every")
+        for name in counts:
             self._check(name, _whole, lambda value: value >= 1, "a whole number, at least 1")
         self._check("seed", _whole, lambda value: 0 <= value < 2**32, "a whole number from 0 to 2**32 - 1")
         self._check("learning_rate", _real, lambda value: 0 < value < math.inf, "a finite number > 0")
@@ -99,7 +105,8 @@ class Fit:
 
     Attributes:
         history: a row an epoch with epoch (from 1), loss, learning_rate and seconds; alpha with a schedule; val_dsc,
-            val_ece, val_ece_fg, val_nll and val_mean_distance where the epoch was validated.
+            val_ece, val_ece_fg, val_nll and val_mean_distance where the epoch was validated, and ``val_`` with every
+            other metric where it was a full validation.
         best_epoch: the epoch of the highest validation DSC, the first of several; None where there is none.
         best_dsc: the validation DSC of that epoch, or None.
         best_weights: the state dict of that epoch, on the CPU, or None.
@@ -668,7 +675,9 @@ def _validate_epoch(
     run: _Run, val: SliceDataset, on_validation: Callable[[int, nn.Module, dict[str, float]], None] | None
 ) -> dict[str, float]:
     """Judge the network, keep its weights where they are the best so far; returns the metrics of the history's row."""
-    metrics = _validate(run.network, val, run.fabric)
+    every = run.settings.full_validation_every
+    full = every is not None and (run.epoch + 1) % every == 0
+    metrics = _validate(run.network, val, run.fabric, columns(surface=False) if full else VALIDATED)
     result = run.result
     if metrics["dsc"] > (-math.inf if result.best_dsc is None else result.best_dsc):  # NaN never is
         result.best_epoch, result.best_dsc = run.epoch + 1, metrics["dsc"]
@@ -678,11 +687,11 @@ def _validate_epoch(
     return {f"val_{name}": value for name, value in metrics.items()}
 
 
-def _validate(network: nn.Module, val: SliceDataset, fabric: Fabric) -> dict[str, float]:
-    """The :data:`VALIDATED` of a network, NaN where the labels hold nothing to judge. Leaves it in eval mode."""
+def _validate(network: nn.Module, val: SliceDataset, fabric: Fabric, wanted: Sequence[str]) -> dict[str, float]:
+    """Metrics of a network, NaN where the labels hold nothing to judge. Leaves it in eval mode."""
     predictions = predict(network, val, fabric, val.volumes[fabric.global_rank :: fabric.world_size])
-    metrics = judge(predictions, val.class_names, VALIDATED, pool=False, fabric=fabric).summary()
-    return {name: metrics[name] for name in VALIDATED}
+    metrics = judge(predictions, val.class_names, wanted, pool=False, fabric=fabric).summary()
+    return {name: metrics[name] for name in wanted}
 
 
 # Plain numbers.

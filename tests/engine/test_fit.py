@@ -195,7 +195,7 @@ def test_settings_become_plain_numbers():
     plain = FitSettings(epochs=3, batch_size=4, learning_rate=0.5, lr_decay=1.0)
     assert given == plain
     types = [type(value) for value in vars(given).values()]
-    assert types == [type(value) for value in vars(plain).values()] == [int, int, float, int, float, int, int]
+    assert types == [type(value) for value in vars(plain).values()] == [int, int, float, int, float, int, type(None), int]
 
 
 # From here on tiny networks on tiny images, so that many runs take no time.
@@ -252,7 +252,7 @@ def tiny_run(out=None, loss=None, settings=TINY, model=None, train=None, val=Non
 def val_set(monkeypatch):
     """A validation set; the DSC that a network gets on it is made of its weights, and validating draws at random."""
 
-    def validate(network, val, fabric):
+    def validate(network, val, fabric, wanted):
         network.eval()
         draw_from_each_generator()
         return {**dict.fromkeys(fit_module.VALIDATED, 0.5), "dsc": int(weights_checksum(network)[:6], 16) / 2**24}
@@ -687,7 +687,7 @@ fit_module = sys.modules["mbls.engine.fit"]
 
 fabric, out = make_fabric(accelerator="cpu"), Path(sys.argv[2])
 
-def validate(network, val, fabric):
+def validate(network, val, fabric, wanted):
     network.eval()
     checksum = weights_checksum(network)
     assert len(set(fabric.all_gather(torch.tensor(int(checksum[:6], 16))).tolist())) == 1, "not one network"
