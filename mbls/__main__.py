@@ -153,6 +153,7 @@ def _study(options: argparse.Namespace) -> int:
         return 0
     if options.out is None:
         raise ValueError("--out: got none, expected a folder for checkpoints and results")
+    options.precision = options.precision or protocol.precision
     return _run_all(experiments, options)
 
 
@@ -337,7 +338,9 @@ def _pack_options(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=_pack)
 
 
-def _place_options(parser: argparse.ArgumentParser, out_required: bool = True) -> None:
+def _place_options(
+    parser: argparse.ArgumentParser, out_required: bool = True, precision: str | None = "32-true"
+) -> None:
     """Where data and results are, and what the network runs on."""
     from mbls.engine.devices import Precision
     from mbls.study.experiment import Experiment
@@ -348,8 +351,8 @@ def _place_options(parser: argparse.ArgumentParser, out_required: bool = True) -
     parser.add_argument(
         "--precision",
         choices=typing.get_args(Precision),
-        default="32-true",
-        help="of the arithmetic (default: 32-true)",
+        default=precision,
+        help=f"of the arithmetic (default: {precision or 'as the protocol says'})",
     )
     parser.add_argument("--accelerator", default="auto", help="auto, cpu or cuda (default: auto)")
     parser.add_argument(
@@ -386,6 +389,7 @@ def _run_options(parser: argparse.ArgumentParser) -> None:
     _add(parser, FitSettings, "lr_step", "epochs between multiplications of the learning rate by --lr-decay")
     _add(parser, FitSettings, "lr_decay", "what it is multiplied by")
     _add(parser, FitSettings, "validate_every", "epochs between validations")
+    _add(parser, FitSettings, "full_validation_every", "epochs between validations that keep every metric; else five")
     _add(parser, Experiment, "alpha_schedule", "of the penalty's weight: MODE:STEP:EVERY[:MAXIMUM], e.g. add:0.1:10")
     parser.add_argument(
         "--judged",
@@ -437,7 +441,7 @@ def _compare_options(parser: argparse.ArgumentParser) -> None:
 def _study_options(parser: argparse.ArgumentParser) -> None:
     from mbls.study.paper import PARTS, PROTOCOLS
 
-    _place_options(parser, out_required=False)  # --list does without
+    _place_options(parser, out_required=False, precision=None)  # --list does without a folder
     _many_options(parser)
     parser.add_argument(
         "--protocol",

@@ -28,7 +28,7 @@ from mbls.files import write_json, write_table
 from mbls.losses import AlphaSchedule, build_loss, loss_name
 from mbls.networks.backbones import build_network
 from mbls.networks.unet import Norm
-from mbls.study.results import as_table, provenance, write_tables
+from mbls.study.results import HISTORY, RESULT, WEIGHTS, Result, as_table, provenance, write_tables
 
 __all__ = [
     "Data",
@@ -45,7 +45,6 @@ __all__ = [
 
 #: Which weights of a run are judged: of the best validation epoch, or of the last.
 Weights = Literal["best", "last"]
-_RESULT = "result.json"
 _EXPERIMENT = "experiment.json"
 _PREDICTIONS = "predictions"
 
@@ -245,7 +244,7 @@ def run_experiment(
     identity = _identity(experiment, data)
     if out is not None:
         _refuse_another(out / _EXPERIMENT, identity)
-        if (out / _RESULT).is_file():
+        if (out / RESULT).is_file():
             return _finished(out, model, identity)
         if fabric.global_rank == 0:
             write_json(identity, out / _EXPERIMENT)
@@ -287,10 +286,10 @@ def run_experiment(
         }
     model.load_state_dict(_weights(result, kinds[0]))
     if out is not None and fabric.global_rank == 0:
-        write_table(history, out / "history.csv")
+        write_table(history, out / HISTORY)
         for kind, judgement in judgements.items():
             judgement.save(out, f"-{kind}")
-        write_json(list(rows.values()), out / _RESULT)  # last: it says that the run is complete
+        write_json(list(rows.values()), out / RESULT)  # last: it says that the run is complete
     fabric.barrier()
     return Run(rows[kinds[0]], model, judgements[kinds[0]], history, rows, judgements)
 
@@ -371,13 +370,14 @@ def _metrics(
 
 def _finished(out: Path, model: nn.Module, identity: dict[str, Any]) -> Run:
     """A run that is complete, as it was judged then."""
-    rows = {row["weights"]: row for row in json.loads((out / _RESULT).read_text(encoding="utf-8"))}
-    first, row = next(iter(rows.items()))
+    found = Result.load(out)
+    row = found.rows[0]
     if row["experiment"] != identity:
-        raise ValueError(f"{out / _RESULT}: has another number of epochs, {row['epochs']}; name another folder")
-    load_weights(model, out / (BEST if first == "best" else CHECKPOINT))
-    judgements = {kind: Judgement.load(out, f"-{kind}") for kind in rows}
-    return Run(row, model, judgements[first], pd.read_csv(out / "history.csv"), rows, judgements)
+        raise ValueError(f"{out / RESULT}: has another number of epochs, {row['epochs']}; name another folder")
+    load_weights(model, out / (BEST if row[WEIGHTS] == "best" else CHECKPOINT))
+    rows = {row[WEIGHTS]: row for row in found.rows}
+    judgements = dict(zip(rows, found.judgements, strict=True))
+    return Run(row, model, found.judgements[0], found.history, rows, judgements)
 
 
 def compare(
@@ -389,10 +389,10 @@ def compare(
     shard: tuple[int, int] | None = None,
     keep_predictions: bool = False,
 ) -> pd.DataFrame:
-    """Run experiments one after the other; each in its own folder under ``out``, all in ``results.csv``,
-    ``results.json``, ``cases.csv`` and ``histograms.csv`` there.
+    """Run experiments one after the other; each in its own folder under ``out``, and all in the tables of
+    :func:`mbls.study.results.write_tables` there.
 
-    The four files are rewritten after each run, so what is finished is never lost, and calling it again goes on where
+    The tables are rewritten after each run, so what is finished is never lost, and calling it again goes on where
     it stopped.
 
     Args:
@@ -402,7 +402,7 @@ def compare(
         fabric: :func:`mbls.engine.devices.make_fabric` when None.
         progress: whether bars are shown.
         shard: (i, n) runs every n-th experiment from the i-th on, for n independent jobs that may share ``out``. They
-            leave the four files alone; :func:`mbls.study.results.merge` makes them when the jobs are done.
+            leave the tables alone; :func:`mbls.study.results.merge` makes them when the jobs are done.
         keep_predictions: as :func:`run_experiment`.
 
     Raises:
@@ -421,13 +421,13 @@ def compare(
     out = Path(out)
     if shard is not None:
         experiments = experiments[shard[0] - 1 :: shard[1]]
-    finished: list[tuple[dict[str, Any], Judgement]] = []
+    finished: list[Result] = []
     for experiment in experiments:
         run = run_experiment(experiment, root, out / experiment.name, fabric, progress, keep_predictions)
-        finished += [(row, run.judgements[kind]) for kind, row in run.rows.items()]
+        finished.append(Result(list(run.rows.values()), list(run.judgements.values()), run.history))
         if shard is None and fabric.global_rank == 0:
             write_tables(finished, out)
-    return as_table([row for row, _ in finished])
+    return as_table([row for run in finished for row in run.rows])
 
 
 def parse_shard(text: str) -> tuple[int, int]:

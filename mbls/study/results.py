@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 import platform
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import lightning_fabric
 import monai
@@ -23,19 +24,50 @@ import mbls
 from mbls.engine.judge import Judgement
 from mbls.files import write_json, write_table
 
-__all__ = ["KEYS", "WEIGHTS", "as_table", "merge", "provenance", "write_tables"]
+__all__ = ["HISTORY", "KEYS", "RESULT", "WEIGHTS", "Result", "as_table", "merge", "provenance", "write_tables"]
 
 #: The columns that tell runs on the same data apart, and the weights of a run.
 KEYS = ("loss", "model", "train_patients", "seed")
 WEIGHTS = "weights"
+#: In the folder of a finished run: its rows, and its epochs.
+RESULT = "result.json"
+HISTORY = "history.csv"
+
+
+class Result(NamedTuple):
+    """A finished run as tables are made of it.
+
+    Attributes:
+        rows: one for each kind of weights judged.
+        judgements: of the same weights.
+        history: an epoch a row.
+    """
+
+    rows: list[dict[str, Any]]
+    judgements: list[Judgement]
+    history: pd.DataFrame
+
+    @classmethod
+    def load(cls, folder: Path) -> Result:
+        """From a run's folder.
+
+        Raises:
+            ValueError: files that cannot be read.
+        """
+        try:
+            rows = json.loads((folder / RESULT).read_text(encoding="utf-8"))
+            judgements = [Judgement.load(folder, f"-{row[WEIGHTS]}") for row in rows]
+            return cls(rows, judgements, pd.read_csv(folder / HISTORY))
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{folder}: cannot be read as a finished run ({error!r})") from error
 
 
 def merge(folders: Iterable[str | Path], out: str | Path) -> tuple[pd.DataFrame, list[str]]:
-    """Gather the finished runs of several jobs into the four files that ``compare`` writes, ordered by the runs' names.
+    """Gather the finished runs of several jobs into the files that ``compare`` writes, ordered by the runs' names.
 
     Args:
         folders: where the jobs' ``out`` were; the same folder once if they shared it.
-        out: folder for ``results.csv``, ``results.json``, ``cases.csv`` and ``histograms.csv``.
+        out: folder for the files; see :func:`write_tables`.
 
     Returns:
         The table, and the names of the runs that were begun and are not finished.
@@ -51,7 +83,7 @@ def merge(folders: Iterable[str | Path], out: str | Path) -> tuple[pd.DataFrame,
             raise FileNotFoundError(f"{folder}: missing, expected the --out of a comparison")
         for begun in sorted(folder.glob("*/experiment.json")):
             place = begun.parent
-            if not (place / "result.json").is_file():
+            if not (place / RESULT).is_file():
                 unfinished.append(place.name)
             elif place.name in found:
                 raise ValueError(
@@ -61,30 +93,39 @@ def merge(folders: Iterable[str | Path], out: str | Path) -> tuple[pd.DataFrame,
                 found[place.name] = place
     if not found:
         raise ValueError(f"folders: got no finished run ({len(unfinished)} begun), expected at least one result.json")
-    runs = []
-    for name in sorted(found):
-        try:
-            for row in json.loads((found[name] / "result.json").read_text(encoding="utf-8")):
-                runs.append((row, Judgement.load(found[name], f"-{row[WEIGHTS]}")))
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{found[name]}: cannot be read as a finished run ({error!r})") from error
-    data = {row["experiment"]["data_fingerprint"]: row["data"] for row, _ in runs}
+    runs = [Result.load(found[name]) for name in sorted(found)]
+    data = {run.rows[0]["experiment"]["data_fingerprint"]: run.rows[0]["data"] for run in runs}
     if len(data) > 1:
         raise ValueError(
             f"folders: got runs on different data ({', '.join(f'{name} {key}' for key, name in data.items())})"
         )
     write_tables(runs, Path(out))
-    return as_table([row for row, _ in runs]), [name for name in unfinished if name not in found]
+    return as_table([row for run in runs for row in run.rows]), [name for name in unfinished if name not in found]
 
 
-def write_tables(runs: list[tuple[dict[str, Any], Judgement]], out: Path) -> None:
-    """The rows, histograms and cases of some runs as results.json, results.csv, histograms.csv and cases.csv."""
-    rows = [row for row, _ in runs]
+def write_tables(runs: Sequence[Result], out: Path) -> None:
+    """The tables of some runs.
+
+    Args:
+        runs: finished ones.
+        out: folder for ``results.json`` and ``results.csv`` (a row for each run and kind of weights), ``cases.csv``
+            (for each of these and test case), ``histograms.csv`` and ``subject_bins.csv`` (as :class:`Judgement` makes
+            them), and ``curves.csv`` (a row for each run and epoch).
+    """
+    rows = [row for run in runs for row in run.rows]
     write_json(rows, out / "results.json")
     write_table(as_table(rows), out / "results.csv")
-    for name, table in {"histograms": Judgement.histograms, "cases": Judgement.table}.items():
-        parts = [table(judgement).assign(**{key: row[key] for key in (*KEYS, WEIGHTS)}) for row, judgement in runs]
+    judged = [(row, judgement) for run in runs for row, judgement in zip(run.rows, run.judgements, strict=True)]
+    tables = {
+        "cases": Judgement.table,
+        "histograms": Judgement.histograms,
+        "subject_bins": Judgement.subject_bins,
+    }
+    for name, table in tables.items():
+        parts = [table(judgement).assign(**{key: row[key] for key in (*KEYS, WEIGHTS)}) for row, judgement in judged]
         write_table(pd.concat(parts), out / f"{name}.csv")
+    curves = [run.history.assign(**{key: run.rows[0][key] for key in KEYS}) for run in runs]
+    write_table(pd.concat(curves), out / "curves.csv")
 
 
 def as_table(rows: list[dict[str, Any]]) -> pd.DataFrame:
@@ -101,8 +142,8 @@ def as_table(rows: list[dict[str, Any]]) -> pd.DataFrame:
 
 
 def provenance(fabric: Fabric) -> dict[str, Any]:
-    """Where a row comes from: the command (None in a notebook), the commit of the checkout, device, precision,
-    versions."""
+    """Where a row comes from: the command (None in a notebook; with ROOT for where the data lie), the commit of the
+    checkout, device, precision, versions."""
     device = fabric.device
     named = (
         torch.cuda.get_device_name(device)
@@ -110,9 +151,11 @@ def provenance(fabric: Fabric) -> dict[str, Any]:
         else f"{device.type}, {torch.get_num_threads()} threads"
     )
     started = Path(sys.argv[0])
+    pairs = itertools.pairwise(sys.argv)
+    arguments = ["ROOT" if before == "--data" else word for before, word in pairs]
     command = "python -m mbls" if started.name == "__main__.py" and started.parent.name == "mbls" else started.name
     return {
-        "command": shlex.join([*command.split(), *sys.argv[1:]]) if command in ("python -m mbls", "mbls") else None,
+        "command": shlex.join([*command.split(), *arguments]) if command in ("python -m mbls", "mbls") else None,
         "commit": _commit(),
         "device": named,
         "processes": fabric.world_size,

@@ -59,8 +59,7 @@ _PARTS: dict[Part, tuple[str, tuple[str, ...], dict[str, tuple[str, ...]]]] = {
     "losses": ("Losses", ("loss",), _FULL),
     "margins": ("Margins", ("loss",), _SHORT),
     "weights": ("Weight of the penalty", ("loss",), _SHORT),
-    "few_patients": ("Few training patients, as many steps", ("train_patients", "loss"), _SHORT),
-    "ten_patients": ("Losses and margins with ten training patients, as many steps", ("loss",), _FULL),
+    "few_patients": ("Few training patients, as many epochs", ("train_patients", "loss"), _SHORT),
     "backbones": ("Backbones", ("model", "loss"), _SHORT),
 }
 
