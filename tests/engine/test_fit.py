@@ -194,8 +194,9 @@ def test_settings_become_plain_numbers():
     given = FitSettings(epochs=np.int64(3), batch_size=torch.tensor(4), learning_rate=np.float32(0.5), lr_decay=1)
     plain = FitSettings(epochs=3, batch_size=4, learning_rate=0.5, lr_decay=1.0)
     assert given == plain
+    expected = [int, int, float, int, float, int, type(None), int]
     types = [type(value) for value in vars(given).values()]
-    assert types == [type(value) for value in vars(plain).values()] == [int, int, float, int, float, int, type(None), int]
+    assert types == [type(value) for value in vars(plain).values()] == expected
 
 
 # From here on tiny networks on tiny images, so that many runs take no time.
