@@ -175,7 +175,8 @@ def metric_of(column: str) -> tuple[Region, Metric]:
         ('foreground', 'ECE', 4)
     """
     name = column.removeprefix(SCALED)
-    region: Region = next((key for key, end in ENDINGS.items() if end and name.endswith(end)), "all")
+    found: list[Region] = [region for region, end in ENDINGS.items() if end and name.endswith(end)]
+    region: Region = found[0] if found else "all"
     name = name.removesuffix(ENDINGS[region])
     if name not in METRICS:
         raise ValueError(f"metric: got {column!r}, expected one of {', '.join(columns())}")
