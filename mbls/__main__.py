@@ -196,7 +196,7 @@ def _merge(options: argparse.Namespace) -> int:
 
 def _report(options: argparse.Namespace) -> int:
     from mbls.study.paper import PROTOCOLS
-    from mbls.study.tables import write_report
+    from mbls.study.report import write_report
 
     for path in write_report(options.folder, options.out, PROTOCOLS[options.protocol]):
         print(path)
@@ -470,7 +470,7 @@ def _report_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", type=Path, help="where merge wrote results.csv")
     parser.add_argument("--protocol", choices=tuple(PROTOCOLS), default="paper", help="(default: paper)")
     parser.add_argument(
-        "--out", type=Path, required=True, help="path and beginning of the names, e.g. data/results/acdc_study"
+        "--out", type=Path, required=True, help="path and beginning of the names, e.g. data/results/acdc_reduced"
     )
     parser.set_defaults(run=_report)
 

@@ -43,11 +43,14 @@ __all__ = [
     "STRUCTURE_COLOURS",
     "blank_axes",
     "curves",
+    "curves_with_band",
+    "forest",
     "lines_with_spread",
     "loss_colour",
     "new_figure",
     "points_by_loss",
     "reliability_diagram",
+    "reliability_points",
     "show",
     "show_image",
     "show_labels",
@@ -68,6 +71,8 @@ LOSS_COLOURS = {
     "mbls": "#0072B2",
     "nacl": "#009E73",
 }
+#: A bin with a smaller share of the voxels is drawn in grey.
+SMALL_SHARE, SMALL_COLOUR = 0.01, "#BBBBBB"
 
 
 def new_figure(rows: int = 1, columns: int = 1, width: float = 9.0, height: float = 3.4) -> tuple[Figure, np.ndarray]:
@@ -319,6 +324,101 @@ def lines_with_spread(
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
     return lines
+
+
+def curves_with_band(
+    axes: Axes, table: pd.DataFrame, x: str, y: str, names: Mapping[str, str], xlabel: str, ylabel: str
+) -> list[Line2D]:
+    """One line a loss, the mean over its runs, in a band from the lowest to the highest of them.
+
+    Args:
+        axes: where to draw.
+        table: a row for each run and x, with columns loss, x and y; NaN is left out.
+        x: column of the horizontal axis.
+        y: column of the vertical axis.
+        names: the losses to draw -> their names in the legend. Losses of one colour get different lines.
+        xlabel: below the axes.
+        ylabel: beside the axes.
+    """
+    lines: list[Line2D] = []
+    styles = {colour: itertools.cycle(["-", "--", ":", "-."]) for colour in {*map(loss_colour, names)}}
+    for loss, name in names.items():
+        runs = table.loc[(table["loss"] == loss) & table[y].notna()].groupby(x)[y]
+        mean, low, high = (runs.agg(how) for how in ("mean", "min", "max"))
+        colour = loss_colour(loss)
+        (line,) = axes.plot(mean.index, mean, color=colour, linestyle=next(styles[colour]), label=name)
+        axes.fill_between(mean.index, low, high, color=colour, alpha=0.15, linewidth=0)
+        lines.append(line)
+    axes.set(xlabel=xlabel, ylabel=ylabel)
+    axes.grid(alpha=0.3)
+    return lines
+
+
+def reliability_points(
+    axes: Axes,
+    below: Axes,
+    reliability: Reliability,
+    interval: tuple[np.ndarray, np.ndarray] | None = None,
+    title: str = "",
+    colour: str = LOSS_COLOURS["mbls"],
+) -> list[Line2D]:
+    """A reliability diagram: a point a bin, at its mean confidence and its accuracy, and below how many voxels it has.
+
+    A point under the diagonal claims more than it keeps. Bins with less than a hundredth of the voxels are grey: they
+    weigh next to nothing in the ECE.
+
+    Args:
+        axes: where to draw the points.
+        below: where to draw the share of the voxels of each bin, under ``axes``.
+        reliability: from :meth:`mbls.metrics.CalibrationBins.reliability`.
+        interval: lower and upper end of each bin's accuracy, such as a bootstrap over subjects gives; drawn as a bar.
+        title: above the diagram.
+        colour: of the points.
+
+    Returns:
+        The points, a line a bin that is not empty.
+    """
+    share = reliability.count / max(reliability.count.sum(), 1)
+    axes.plot([0, 1], [0, 1], color="0.5", linestyle="--", linewidth=1)
+    points: list[Line2D] = []
+    for place in np.flatnonzero(share > 0):
+        shown = colour if share[place] >= SMALL_SHARE else SMALL_COLOUR
+        at, height = reliability.confidence[place], reliability.accuracy[place]
+        if interval is not None and np.isfinite(interval[0][place]):
+            axes.plot([at, at], [interval[0][place], interval[1][place]], color=shown, linewidth=2, alpha=0.5)
+        points += axes.plot(at, height, marker="o", markersize=6, color=shown, linestyle="none")
+    colours = [colour if part >= SMALL_SHARE else SMALL_COLOUR for part in share]
+    below.bar(reliability.edges[:-1], share, np.diff(reliability.edges), align="edge", color=colours, edgecolor="white")
+    axes.set(xlim=(0, 1), ylim=(0, 1), ylabel="accuracy", title=title, xticklabels=[])
+    below.set(xlim=(0, 1), ylim=(0, 1), xlabel="confidence", ylabel="voxels", yticks=[0, 1], yticklabels=["0", "all"])
+    axes.grid(alpha=0.3)
+    return points
+
+
+def forest(axes: Axes, table: pd.DataFrame, names: Mapping[str, str], xlabel: str, title: str = "") -> list[Line2D]:
+    """One line a loss from top to bottom: a difference as a point, its interval as a bar, and zero as a dashed line.
+
+    Args:
+        axes: where to draw.
+        table: columns loss, difference, low and high, a row a loss.
+        names: the losses to draw, from the top down -> their names.
+        xlabel: below the axes: the difference of what, from what.
+        title: above the axes.
+
+    Returns:
+        The points.
+    """
+    points: list[Line2D] = []
+    rows = table.set_index("loss")
+    for place, loss in enumerate(names):
+        row, colour = rows.loc[loss], loss_colour(loss)
+        axes.plot([row["low"], row["high"]], [place, place], color=colour, linewidth=3, alpha=0.4)
+        points += axes.plot(row["difference"], place, marker="o", markersize=6, color=colour, linestyle="none")
+    axes.axvline(0, color="0.5", linestyle="--", linewidth=1)
+    axes.set(yticks=range(len(names)), yticklabels=list(names.values()), xlabel=xlabel, title=title)
+    axes.invert_yaxis()
+    axes.grid(axis="x", alpha=0.3)
+    return points
 
 
 def _mean_and_std(values: pd.Series) -> tuple[float, float]:

@@ -2,8 +2,9 @@
 
 from mbls.study.experiment import Experiment, Run, compare, judge_run, load_data, run_experiment, sweep
 from mbls.study.paper import PROTOCOLS, Protocol, parts, study
+from mbls.study.report import write_report
 from mbls.study.results import merge
-from mbls.study.tables import study_report, write_report
+from mbls.study.tables import study_report
 
 __all__ = [
     "PROTOCOLS",

@@ -4,32 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import cast
+from typing import Any, Literal, cast
 
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
 
-from mbls import plots
-from mbls.engine.judge import metric_of
-from mbls.files import write_table, write_text
-from mbls.statistics import paired_p_values
-from mbls.study.experiment import Experiment
+from mbls.data.home import recorded
+from mbls.engine.judge import ENDINGS, SCALED, metric_of
+from mbls.losses import parse_loss
+from mbls.statistics import bootstrap_interval, paired_p_values, rank
+from mbls.study.experiment import Experiment, Weights
 from mbls.study.paper import PAPER, Part, Protocol, parts
-from mbls.study.results import KEYS
+from mbls.study.results import KEYS, WEIGHTS
 
 __all__ = [
     "PAPER_METRICS",
     "RANKED",
     "TESTED",
-    "few_patients_figure",
+    "label",
     "mean_and_spread",
     "paired_tests",
     "part_of",
     "per_subject",
     "ranks",
+    "short_table",
     "study_report",
-    "write_report",
 ]
 
 #: The paper's four metrics; it takes calibration over the foreground.
@@ -37,31 +36,56 @@ PAPER_METRICS = ("dsc", "hd95", "ece_fg", "cece_fg")
 #: Figures that losses are ranked by.
 RANKED = (*PAPER_METRICS, "ece", "cece", "nll")
 #: Figures that are compared patient by patient.
-TESTED = ("dsc", "ece", "ece_fg", "cece_fg", "nll")
+TESTED = ("dsc", "ece", "ece_fg", "ece_boundary", "cece_fg", "nll")
 
-_OVERLAP = ("dsc", "hd95", "asd", "mean_distance")
-_CALIBRATION = ("ece", "cece", "aece", "nll", "brier")
+_OVERLAP = ("dsc", "hd95", "asd", "mean_distance", "certain", "overconfidence", "overconfidence_fg")
+_CALIBRATION = ("ece", "cece", "aece", "cace", "cmce", "nll", "brier")
+_POOLED = tuple(f"pooled_{name}{end}" for end in ENDINGS.values() for name in ("ece", "cece"))
 #: Caption -> columns, of the tables of a part that compares all losses.
 _FULL = {
-    "Overlap, and how far the logits are apart": _OVERLAP,
+    "Overlap, how far the logits are apart, and how sure the network is": _OVERLAP,
     "Calibration over all voxels": _CALIBRATION,
     "Calibration over the foreground": tuple(f"{name}_fg" for name in _CALIBRATION),
+    "Calibration within two voxels of a border": tuple(f"{name}_boundary" for name in _CALIBRATION),
     "After temperature scaling, all voxels": ("temperature", *(f"scaled_{name}" for name in _CALIBRATION)),
     "After temperature scaling, the foreground": tuple(f"scaled_{name}_fg" for name in _CALIBRATION),
+    "All test volumes pooled, as if they were one": _POOLED,
 }
-#: The same of the other parts.
+#: The same of the other parts, and of the weights that the protocol does not name first.
 _SHORT = {
-    "Overlap and calibration": ("dsc", "hd95", "ece", "ece_fg", "cece_fg", "nll", "mean_distance", "temperature"),
-    "After temperature scaling": ("scaled_ece", "scaled_ece_fg", "scaled_cece_fg", "scaled_nll"),
+    "Overlap and calibration": (
+        *("dsc", "hd95", "ece", "ece_fg", "ece_boundary", "cece_fg", "nll", "mean_distance"),
+        *("temperature", "scaled_ece", "scaled_ece_fg", "scaled_nll"),
+    ),
 }
 #: Part -> title, the columns that identify a line, its tables.
 _PARTS: dict[Part, tuple[str, tuple[str, ...], dict[str, tuple[str, ...]]]] = {
     "losses": ("Losses", ("loss",), _FULL),
     "margins": ("Margins", ("loss",), _SHORT),
     "weights": ("Weight of the penalty", ("loss",), _SHORT),
-    "few_patients": ("Few training patients, as many epochs", ("train_patients", "loss"), _SHORT),
+    "few_patients": ("Few training patients, as many epochs", ("train_patients", "steps", "loss"), _SHORT),
     "backbones": ("Backbones", ("model", "loss"), _SHORT),
 }
+#: CE after temperature scaling is one more loss.
+_SCALED_CE, _SCALED_CE_NAME = "ce, temperature-scaled", "CE, temperature-scaled"
+_SHORT_LOSSES = ("ce", "ce_dice", "ls", "fl", "svls:sigma=1", "mbls:margin=5", "mbls:margin=8")
+_WEIGHTS = {"last": "weights of the last epoch", "best": "weights of the epoch of the best validation DSC"}
+_NAMES = {"ce": "CE", "ls": "LS", "fl": "FL", "ecp": "ECP", "svls": "SVLS", "mbls": "MbLS", "nacl": "NACL"}
+_ADDED = {"dice": "Dice", "hard": "hard L1-ACE", "soft": "soft L1-ACE"}
+
+
+def label(loss: str) -> str:
+    """A loss as tables and pictures name it.
+
+    Example:
+        >>> label("mbls:margin=5"), label("ce_dice_hard_l1ace"), label("mbls:margin=5:alpha=1")
+        ('MbLS m = 5', 'CE + Dice + hard L1-ACE', 'MbLS m = 5, λ = 1')
+    """
+    name, options = parse_loss(loss)
+    first, *added = name.removesuffix("_l1ace").split("_")
+    shown = {"margin": "m", "alpha": "λ", "sigma": "σ"}
+    values = ", ".join(f"{shown.get(option, option)} = {value}" for option, value in options.items())
+    return " + ".join([f"{_NAMES[first]} {values}".rstrip(), *(_ADDED[part] for part in added)])
 
 
 def mean_and_spread(table: pd.DataFrame, metrics: Sequence[str], by: Sequence[str] = ("loss",)) -> pd.DataFrame:
@@ -105,24 +129,34 @@ def ranks(table: pd.DataFrame, metrics: Sequence[str] = RANKED) -> pd.DataFrame:
     References:
         Murugesan et al., Medical Image Analysis 2023, arXiv 2209.09641, rank their methods in this way.
     """
-    runs = table.groupby("loss", sort=False)
-    placed = pd.DataFrame({name: runs[name].agg("mean").rank(ascending=_better(name) != "high") for name in metrics})
+    means = table.groupby("loss", sort=False)[list(metrics)].agg("mean")
+    placed = pd.DataFrame(
+        {name: rank(means[name].tolist(), _better(name) or "low") for name in metrics}, index=means.index
+    )
     placed["mean rank"] = placed.mean(axis=1)
     return placed.sort_values("mean rank", kind="stable")
 
 
+def rows_where(table: pd.DataFrame, keep: Any) -> pd.DataFrame:
+    """The rows of a table where a mask is True."""
+    return table.iloc[np.flatnonzero(keep)]
+
+
 def per_subject(cases: pd.DataFrame) -> pd.DataFrame:
-    """A subject a row, for each run: the means of the tested metrics over its cases, before and after scaling.
+    """A subject a row, for each run and kind of weights: the means of the tested metrics over its cases, before and
+    after scaling.
 
     Args:
         cases: a test case a row, as ``cases.csv`` of a comparison.
 
     Returns:
-        Columns :data:`~mbls.study.results.KEYS`, subject, group, :data:`TESTED` and, but for DSC, "scaled_" + metric.
+        Columns :data:`~mbls.study.results.KEYS`, weights, subject, group, :data:`TESTED` and, but for DSC, "scaled_" + metric.
     """
     metrics = [*TESTED, *(f"scaled_{name}" for name in TESTED if name != "dsc")]
     # Data without groups have none in any row.
-    return cases.groupby([*KEYS, "subject", "group"], sort=False, dropna=False)[metrics].agg("mean").reset_index()
+    return (
+        cases.groupby([*KEYS, WEIGHTS, "subject", "group"], sort=False, dropna=False)[metrics].agg("mean").reset_index()
+    )
 
 
 def paired_tests(subjects: pd.DataFrame, reference: str = "ce", metrics: Sequence[str] = TESTED) -> pd.DataFrame:
@@ -130,15 +164,16 @@ def paired_tests(subjects: pd.DataFrame, reference: str = "ce", metrics: Sequenc
 
     Each subject counts once, with its mean over the seeds of each loss. p is two-sided and corrected for the number of
     losses by Holm's method, separately for each metric. The test generalises to other subjects with these networks, not
-    to other training runs.
+    to other training runs. The interval is a bootstrap's, over the subjects.
 
     Args:
-        subjects: from :func:`per_subject`, the runs of one network and one training set.
+        subjects: from :func:`per_subject`, the runs of one network, one training set and one kind of weights.
         reference: the loss that all others are compared with.
         metrics: columns of ``subjects``.
 
     Returns:
-        A row for each loss and metric: loss, metric, difference (loss - reference; mean over subjects), p.
+        A row for each loss and metric: loss, metric, difference (loss - reference; mean over subjects), low, high (its
+        95 % interval), p.
 
     Raises:
         ValueError: a reference that is not in the table; losses judged on different subjects.
@@ -147,10 +182,10 @@ def paired_tests(subjects: pd.DataFrame, reference: str = "ce", metrics: Sequenc
         >>> rows = [
         ...     {"loss": loss, "subject": subject, "ece": 0.1 + shift * subject}
         ...     for loss, shift in {"ce": 0.0, "ls": 0.02}.items()
-        ...     for subject in range(1, 7)
+        ...     for subject in range(1, 11)
         ... ]
-        >>> paired_tests(pd.DataFrame(rows), metrics=["ece"]).round(5).to_dict("records")
-        [{'loss': 'ls', 'metric': 'ece', 'difference': 0.07, 'p': 0.03125}]
+        >>> paired_tests(pd.DataFrame(rows), metrics=["ece"]).round(3).to_dict("records")
+        [{'loss': 'ls', 'metric': 'ece', 'difference': 0.11, 'low': 0.076, 'high': 0.144, 'p': 0.002}]
 
     References:
         Wilcoxon, Biometrics Bulletin 1945; Holm, Scandinavian Journal of Statistics 1979.
@@ -170,18 +205,23 @@ def paired_tests(subjects: pd.DataFrame, reference: str = "ce", metrics: Sequenc
             )
         differences = {name: (wide[name] - wide[reference]).to_numpy(float) for name in others}
         for name, p in paired_p_values(differences).items():
-            rows.append({"loss": name, "metric": metric, "difference": float(differences[name].mean()), "p": p})
+            low, high = bootstrap_interval(differences[name])
+            difference = float(differences[name].mean())
+            rows.append({"loss": name, "metric": metric, "difference": difference, "low": low, "high": high, "p": p})
     return pd.DataFrame(rows)
 
 
-def part_of(table: pd.DataFrame, protocol: Protocol, part: Part) -> pd.DataFrame:
+def part_of(table: pd.DataFrame, protocol: Protocol, part: Part, weights: Weights | None = None) -> pd.DataFrame:
     """The rows that belong to a part of the study, in the study's order.
 
     Args:
-        table: a row for each run, or for each run and subject.
+        table: a row for each run, or several, such as for each run and subject.
         protocol: how the networks were trained.
         part: one of :data:`~mbls.study.paper.PARTS`.
+        weights: only the rows of these weights; None takes all.
     """
+    if weights is not None:
+        table = rows_where(table, table[WEIGHTS] == weights)
     wanted = [
         (run.loss, run.model, run.train_patients or protocol.train_patients, run.fit.seed)
         for run in parts(protocol, sorted(set(table["seed"])))[part]
@@ -192,80 +232,112 @@ def part_of(table: pd.DataFrame, protocol: Protocol, part: Part) -> pd.DataFrame
     return table.iloc[rows[order[rows] < len(wanted)]]
 
 
+def short_table(table: pd.DataFrame, protocol: Protocol) -> pd.DataFrame:
+    """The study in a few rows: mean and spread over the seeds of the weights that the protocol judges first, of the
+    losses that say most, and of CE after temperature scaling. The README and notebook 06 show it.
+
+    Args:
+        table: a row for each run and kind of weights.
+        protocol: how the networks were trained.
+
+    Returns:
+        Texts such as "0.866 ± 0.003", a row a loss, with the columns DSC, ECE, ECE, foreground, NLL and mean distance.
+    """
+    rows = part_of(table, protocol, "losses", protocol.base.judged[0])
+    metrics = ("dsc", "ece", "ece_fg", "nll", "mean_distance")
+    scaled = rows[rows["loss"] == "ce"].assign(loss=_SCALED_CE)
+    scaled = scaled.assign(**{name: scaled[f"{SCALED}{name}"] for name in metrics if name != "dsc"})
+    spread = mean_and_spread(pd.concat([rows, scaled]), metrics)
+    shown = {loss: label(loss) for loss in _SHORT_LOSSES} | {_SCALED_CE: _SCALED_CE_NAME}
+    kept = [loss for loss in shown if loss in spread.index]
+    cells = _cells(spread, metrics)
+    shorter = pd.DataFrame({_title(name): cells[name] for name in metrics}, index=spread.index).loc[kept]
+    return shorter.set_axis([shown[loss] for loss in kept]).rename_axis("loss")
+
+
+def _cells(spread: pd.DataFrame, metrics: Sequence[str], bold: bool = False) -> dict[str, list[str]]:
+    """Metric -> "mean ± deviation" of each row of :func:`mean_and_spread`, just the mean where there was one seed."""
+    seeds = spread["seeds", "count"].tolist()
+    cells = {}
+    for name in metrics:
+        means, stds = (spread[name, how].to_numpy(float) for how in ("mean", "std"))
+        best, digits = _best(name, means) if bold else None, _digits(name)
+        shown = [f"**{mean:.{digits}f}**" if mean == best else f"{mean:.{digits}f}" for mean in means]
+        spreads = ["" if number == 1 else f" ± {std:.{digits}f}" for std, number in zip(stds, seeds, strict=True)]
+        cells[name] = [f"{mean}{std}" for mean, std in zip(shown, spreads, strict=True)]
+    return cells
+
+
 def study_report(table: pd.DataFrame, subjects: pd.DataFrame, protocol: Protocol) -> str:
     """All tables of a study as Markdown.
 
     Args:
-        table: a run a row, as ``results.csv`` of a comparison.
+        table: a row for each run and kind of weights, as ``results.csv`` of a comparison.
         subjects: from :func:`per_subject`, of the same runs.
         protocol: how the networks were trained.
     """
-    text = [_about(table, protocol)]
+    first, *others = protocol.base.judged
+    text, written = [_about(table, protocol)], set()
     for part, (title, by, tables) in _PARTS.items():
-        rows = part_of(table, protocol, part)
-        if rows.empty:
+        rows = part_of(table, protocol, part, first)
+        runs = set(zip(*(rows[name] for name in KEYS), strict=True))
+        if runs <= written:  # of this part only what it shares with another
             continue
+        written |= runs
         text.append(f"## {title}")
+        about = f"{protocol.label}, {_WEIGHTS[first]}"
         for caption, metrics in tables.items():
-            text.append(f"{caption} ({protocol.label}):\n\n{_spread_table(rows, metrics, by)}")
+            text.append(f"{caption} ({about}):\n\n{_spread_table(rows, metrics, by)}")
+        for weights in others:
+            other = _spread_table(part_of(table, protocol, part, weights), _SHORT["Overlap and calibration"], by)
+            text.append(f"Overlap and calibration ({protocol.label}, **{_WEIGHTS[weights]}**):\n\n{other}")
         if tables is _FULL:
-            text.append(f"Ranks ({protocol.label}), 1 the best:\n\n{_rank_table(rows)}")
-        tests = _test_table(part_of(subjects, protocol, part), by)
-        text.append(f"Difference from CE on the same patients ({protocol.label}):\n\n{tests}")
+            text.append(f"Ranks ({about}), 1 the best:\n\n{_rank_table(rows)}")
+            text.append(_beside_the_authors(rows, about))
+        tests = _test_table(part_of(subjects, protocol, part, first), [name for name in by if name != "steps"])
+        text.append(f"Difference from CE on the same patients ({about}):\n\n{tests}")
     return "\n\n".join(text) + "\n"
 
 
-def few_patients_figure(rows: pd.DataFrame) -> Figure:
-    """DSC and ECE of CE, LS and MbLS over the number of training patients.
+def authors_figures(data: str = "ACDC") -> pd.DataFrame:
+    """The authors' own figures: DSC and foreground ECE per volume of six losses, indexed by "CE", "FL", ...
 
     Args:
-        rows: the part "few_patients" of a study, from :func:`part_of`.
+        data: "ACDC", "MRBrainS", "FLARE", "BraTS" or "PROMISE".
+
+    References:
+        The official repository Bala93/MarginLoss, commit 877d7b9, misc/save_qualitative_figures.ipynb, cell 10.
     """
-    figure, (axes,) = plots.new_figure(1, 3, width=12, height=3.6)
-    names = {"ce": "CE", "ls": "LS", "mbls:margin=5": "MbLS, m = 5"}
-    for ax, (column, label) in zip(
-        axes, {"dsc": "DSC", "ece": "ECE", "ece_fg": "ECE, foreground"}.items(), strict=True
-    ):
-        plots.lines_with_spread(ax, rows, "train_patients", column, names, "training patients", label)
-    return figure
+    table = pd.read_csv(recorded("authors_figures.csv"))
+    return table[table["data"] == data].set_index("loss")
 
 
-def write_report(folder: str | Path, out: str | Path, protocol: Protocol) -> list[Path]:
-    """Write the files of a finished study that are kept.
+#: The authors' losses -> ours with their options.
+_SIX = {"CE": "ce", "FL": "fl", "ECP": "ecp", "LS": "ls", "SVLS": "svls:sigma=1", "MbLS": "mbls:margin=5"}
 
-    These are ``OUT.csv`` (a run a row), ``OUT_subjects.csv`` (a row for each run and test subject), ``OUT.md`` and, if
-    that part was run, ``OUT_few_patients.png``.
 
-    Args:
-        folder: where ``merge`` or ``compare`` wrote results.csv and cases.csv.
-        out: path and beginning of the names.
-        protocol: how the networks were trained; rows of other runs are left out.
+def _beside_the_authors(rows: pd.DataFrame, about: str) -> str:
+    theirs, ours = authors_figures(), mean_and_spread(rows, ("dsc", "ece_fg"))
+    there = {name: loss for name, loss in _SIX.items() if loss in ours.index}
+    means = ours.loc[list(there.values())]
+    columns: dict[str, Sequence[float]] = {
+        "their DSC": theirs.loc[list(there), "dsc"].tolist(),
+        "our DSC": means["dsc", "mean"].tolist(),
+        "their ECE, foreground": theirs.loc[list(there), "ece_foreground_per_volume"].tolist(),
+        "our ECE, foreground": means["ece_fg", "mean"].tolist(),
+    }
+    placed = {name: rank(values, "high" if "DSC" in name else "low") for name, values in columns.items()}
+    lines = [
+        [label(loss), *(f"{values[i]:.3f} ({placed[name][i]:g})" for name, values in columns.items())]
+        for i, loss in enumerate(there.values())
+    ]
+    return f"""Beside the authors' notebook (theirs: 192 x 192, their split and options; ours: {about}; in brackets the
+rank among these losses):
 
-    Returns:
-        The files that were written.
+{_markdown(["loss", *columns], lines)}
 
-    Raises:
-        FileNotFoundError: results.csv or cases.csv is missing.
-        ValueError: no run of the protocol among them.
-    """
-    for name in ("results.csv", "cases.csv"):
-        if not (Path(folder) / name).is_file():
-            raise FileNotFoundError(f"{Path(folder) / name}: missing, expected the output of `python -m mbls merge`")
-    table, cases = (pd.read_csv(Path(folder) / f"{name}.csv") for name in ("results", "cases"))
-    kept = sorted({index for part in _PARTS for index in part_of(table, protocol, part).index})
-    if not kept:
-        raise ValueError(f"{folder}: got no run of the protocol {protocol.name!r} among {len(table)}")
-    table = table.loc[kept]
-    subjects = per_subject(cases.merge(table[list(KEYS)])).round(6)
-    paths = [Path(f"{out}{ending}") for ending in (".csv", "_subjects.csv", ".md")]
-    write_table(table, paths[0])
-    write_table(subjects, paths[1])
-    write_text(study_report(table, subjects, protocol), paths[2])
-    few = part_of(table, protocol, "few_patients")
-    if not few.empty:
-        paths.append(Path(f"{out}_few_patients.png"))
-        few_patients_figure(few).savefig(paths[-1], dpi=80)
-    return paths
+Theirs: Bala93/MarginLoss, commit 877d7b9, misc/save_qualitative_figures.ipynb, cell 10 (July 2022). They judge the best
+validation epoch; resolution, width, normalisation and patients differ too."""
 
 
 def _about(table: pd.DataFrame, protocol: Protocol) -> str:
@@ -282,12 +354,11 @@ def _about(table: pd.DataFrame, protocol: Protocol) -> str:
     columns = ("made_commit", "made_device", "made_precision", "made_torch", "config_data_fingerprint")
     commit, device, precision, torch, data = (" and ".join(sorted(set(table[name].astype(str)))) for name in columns)
     split = Path(str(base.split)).name
-    units = " and ".join(sorted(set(table["distance_unit"]))) if "distance_unit" in table else "voxels"
-    # Up to 0.1.0 as the official validation script averages.
-    weighted = "0.1.0" in set(table["made_mbls"].astype(str))
-    averaged = "with the voxels counted as weights" if weighted else "without weights"
+    units = " and ".join(sorted(set(table["distance_unit"])))
     planned = len({run.name for runs in parts(protocol).values() for run in runs})
-    one_seed = "; without ± there was one seed" if 1 in set(table.groupby(list(KEYS[:-1])).size()) else ""
+    made = len(table[list(KEYS)].drop_duplicates())
+    seeds_of = table[table[WEIGHTS] == base.judged[0]].groupby(list(KEYS[:-1])).size()
+    one_seed = "; without ± there was one seed" if 1 in set(seeds_of) else ""
     warning = "" if protocol is PAPER else " **Not the paper's protocol; every table below is of the reduced one.**"
     return f"""# The study on ACDC: {protocol.label}
 
@@ -295,36 +366,38 @@ Written by `python -m mbls report`; do not edit.{warning} What it says in words:
 
 {settings}
 
-{len(table)} of {planned} runs; seeds {seeds}. {protocol.train_patients} training patients unless said otherwise, then
-the first ones of `{split}`, which names the validation and test patients too. The best validation epoch is judged on
-the test patients. Mean ± standard deviation over the seeds{one_seed}. The best mean of a column is bold. Made by
+{made} of {planned} runs; seeds {seeds}. {protocol.train_patients} training patients unless said otherwise, then
+the first ones of `{split}`, which names the validation and test patients too. Each run is judged on the test patients
+with the weights of the last epoch and with those of the epoch of the best validation DSC (the first of several); each
+table says which. Mean ± standard deviation over the seeds{one_seed}. The best mean of a column is bold. Made by
 
 ```
-python -m mbls study --protocol {protocol.name} --data ROOT --out runs/acdc --precision {precision}
-python -m mbls merge runs/acdc
-python -m mbls report runs/acdc --protocol {protocol.name} --out data/results/acdc_study
+python -m mbls study --protocol {protocol.name} --data ROOT --out runs/{protocol.name} --keep-predictions
+python -m mbls merge runs/{protocol.name}
+python -m mbls report runs/{protocol.name} --protocol {protocol.name} --out data/results/acdc_{protocol.name}
 ```
 
-on {device} (torch {torch}; commits {commit}; data {data}).
-HD95 and ASD are in {units}. Calibration is taken per volume and averaged {averaged}. T is the temperature fitted on the
-validation patients. Differences are tested by Wilcoxon's signed-rank test over the test patients, with Holm's
-correction of p."""
+on {device} ({precision}; torch {torch}; commits {commit}; data {data}).
+HD95 and ASD are in {units}. Calibration is taken per volume and averaged over the volumes without weights, as the
+official test script does; pooled figures count all voxels of all volumes in one set of bins. "Share above 0.999": of
+the voxels, by the winning probability. "Confidence - accuracy": above zero the network claims too much. T is the
+temperature fitted on the validation patients. Differences: mean over the test patients with its 95 % bootstrap interval
+over them, and Wilcoxon's signed-rank test with Holm's correction of p."""
 
 
 def _spread_table(rows: pd.DataFrame, metrics: Sequence[str], by: Sequence[str]) -> str:
     spread = mean_and_spread(rows, metrics, by)
-    means = {name: spread[name, "mean"].to_numpy(float) for name in metrics}
-    stds = {name: spread[name, "std"].to_numpy(float) for name in metrics}
-    best = {name: _best(name, means[name]) for name in metrics} if len(by) == 1 else {}
-    lines = []
-    for place, (key, seeds) in enumerate(zip(spread.index, spread["seeds", "count"], strict=True)):
-        cells = list(map(str, key)) if isinstance(key, tuple) else [str(key)]
-        for name in metrics:
-            mean, std = (f"{values[name][place]:.{_digits(name)}f}" for values in (means, stds))
-            mean = f"**{mean}**" if means[name][place] == best.get(name) else mean
-            cells.append(mean if seeds == 1 else f"{mean} ± {std}")
-        lines.append(cells)
+    cells = _cells(spread, metrics, bold=len(by) == 1)
+    keys = [
+        [label(str(part)) if name == "loss" else str(part) for name, part in zip(by, _as_tuple(key), strict=True)]
+        for key in spread.index
+    ]
+    lines = [[*key, *(cells[name][place] for name in metrics)] for place, key in enumerate(keys)]
     return _markdown([*by, *map(_title, metrics)], lines)
+
+
+def _as_tuple(key: object) -> tuple:
+    return key if isinstance(key, tuple) else (key,)
 
 
 def _best(column: str, values: np.ndarray) -> float | None:
@@ -342,7 +415,7 @@ def _rank_table(rows: pd.DataFrame) -> str:
     names = list(placed.columns)
     lines = [
         [
-            str(loss),
+            label(str(loss)),
             *(f"{value:.2f}" if "mean" in name else f"{value:g}" for name, value in zip(names, row, strict=True)),
         ]
         for loss, row in zip(placed.index, placed.to_numpy(float), strict=True)
@@ -355,14 +428,15 @@ def _test_table(subjects: pd.DataFrame, by: Sequence[str]) -> str:
     *columns, _ = by
     lines = []
     for key, rows in _groups(subjects, columns):
-        after = rows[rows["loss"] == "ce"].assign(loss="ce, temperature-scaled")
+        after = rows[rows["loss"] == "ce"].assign(loss=_SCALED_CE)
         if after.empty:  # not trained yet
             continue
         after = after.assign(**{name: after[f"scaled_{name}"] for name in TESTED if name != "dsc"})
         tests = paired_tests(pd.concat([rows, after]), metrics=TESTED).to_dict("records")
-        shown = {(row["loss"], row["metric"]): _difference(row["metric"], row["difference"], row["p"]) for row in tests}
+        shown = {(row["loss"], row["metric"]): _difference(row) for row in tests}
         losses = dict.fromkeys(row["loss"] for row in tests)
-        lines += [[*key, loss, *(shown[loss, name] for name in TESTED)] for loss in losses]
+        names = {loss: _SCALED_CE_NAME if loss == _SCALED_CE else label(loss) for loss in losses}
+        lines += [[*key, names[loss], *(shown[loss, name] for name in TESTED)] for loss in losses]
     return _markdown([*by, *map(_title, TESTED)], lines)
 
 
@@ -374,27 +448,32 @@ def _groups(table: pd.DataFrame, columns: Sequence[str]) -> list[tuple[list[str]
     return [(list(map(str, cast(tuple, key))), rows) for key, rows in groups]
 
 
-def _difference(column: str, difference: float, p: float) -> str:
-    shown = "< 0.001" if p < 0.001 else f"{p:.3f}"
-    return "0" if difference == 0 else f"{difference:+.{_digits(column)}f} (p {shown})"
+def _difference(test: dict) -> str:
+    if test["difference"] == 0:
+        return "0"
+    difference, low, high = (f"{test[name]:+.{_digits(test['metric'])}f}" for name in ("difference", "low", "high"))
+    p = "" if np.isnan(test["p"]) else ", p < 0.001" if test["p"] < 0.001 else f", p {test['p']:.3f}"
+    return f"{difference} [{low}, {high}]{p}"
 
 
-def _better(column: str) -> str | None:
-    return None if column == "temperature" else metric_of(column)[1].better
+def _better(column: str) -> Literal["high", "low"] | None:
+    return None if column == "temperature" else metric_of(column.removeprefix("pooled_"))[1].better
 
 
 def _digits(column: str) -> int:
-    return 2 if column == "temperature" else metric_of(column)[1].digits
+    return 2 if column == "temperature" else metric_of(column.removeprefix("pooled_"))[1].digits
 
 
 def _title(column: str) -> str:
     if column == "temperature":
         return "T"
+    name = column.removeprefix("pooled_")
     try:
-        region, metric = metric_of(column)
+        region, metric = metric_of(name)
     except ValueError:  # a column of the table that is no metric
         return column.replace("_", " ")
-    return metric.title + (", foreground" if region == "foreground" else "")
+    scaled = ", scaled" if name.startswith(SCALED) else ""
+    return metric.title + ("" if region == "all" else f", {region}") + scaled
 
 
 def _markdown(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
