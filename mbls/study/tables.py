@@ -150,7 +150,8 @@ def per_subject(cases: pd.DataFrame) -> pd.DataFrame:
         cases: a test case a row, as ``cases.csv`` of a comparison.
 
     Returns:
-        Columns :data:`~mbls.study.results.KEYS`, weights, subject, group, :data:`TESTED` and, but for DSC, "scaled_" + metric.
+        Columns :data:`~mbls.study.results.KEYS`, weights, subject, group, :data:`TESTED` and, but for DSC, "scaled_" +
+        metric.
     """
     metrics = [*TESTED, *(f"scaled_{name}" for name in TESTED if name != "dsc")]
     # Data without groups have none in any row.
