@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import io
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -315,10 +315,10 @@ def lines_with_spread(
         ylabel: beside the axes.
     """
     lines = []
-    for loss, name in names.items():
+    for (loss, name), line in zip(names.items(), _line_styles(names), strict=True):
         groups = table[table["loss"] == loss].groupby(x)[y]
         means, deviations = groups.agg("mean"), groups.agg("std").fillna(0)
-        style = {"marker": "o", "markersize": 4, "capsize": 3, "color": loss_colour(loss)}
+        style = {"marker": "o", "markersize": 4, "capsize": 3, "color": loss_colour(loss), "linestyle": line}
         lines.append(axes.errorbar(means.index, means, deviations, label=name, **style))
     axes.set(xlabel=xlabel, ylabel=ylabel)
     axes.grid(alpha=0.3)
@@ -341,12 +341,11 @@ def curves_with_band(
         ylabel: beside the axes.
     """
     lines: list[Line2D] = []
-    styles = {colour: itertools.cycle(["-", "--", ":", "-."]) for colour in {*map(loss_colour, names)}}
-    for loss, name in names.items():
+    for (loss, name), style in zip(names.items(), _line_styles(names), strict=True):
         runs = table.loc[(table["loss"] == loss) & table[y].notna()].groupby(x)[y]
         mean, low, high = (runs.agg(how) for how in ("mean", "min", "max"))
         colour = loss_colour(loss)
-        (line,) = axes.plot(mean.index, mean, color=colour, linestyle=next(styles[colour]), label=name)
+        (line,) = axes.plot(mean.index, mean, color=colour, linestyle=style, label=name)
         axes.fill_between(mean.index, low, high, color=colour, alpha=0.15, linewidth=0)
         lines.append(line)
     axes.set(xlabel=xlabel, ylabel=ylabel)
@@ -419,6 +418,12 @@ def forest(axes: Axes, table: pd.DataFrame, names: Mapping[str, str], xlabel: st
     axes.invert_yaxis()
     axes.grid(axis="x", alpha=0.3)
     return points
+
+
+def _line_styles(losses: Iterable[str]) -> list[str]:
+    """One a loss, so that losses of one colour can be told apart."""
+    styles: dict[str, Iterator[str]] = {}
+    return [next(styles.setdefault(loss_colour(loss), itertools.cycle(["-", "--", ":", "-."]))) for loss in losses]
 
 
 def _mean_and_std(values: pd.Series) -> tuple[float, float]:

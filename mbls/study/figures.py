@@ -101,8 +101,8 @@ def forest_figure(tests: pd.DataFrame, names: Mapping[str, str] | None = None) -
     figure, (axes,) = plots.new_figure(1, 4, width=13, height=1.2 + 0.27 * len(names))
     titles = {"dsc": "DSC", "ece": "ECE, all voxels", "ece_fg": "ECE, foreground", "nll": "NLL"}
     for place, (ax, (metric, title)) in enumerate(zip(axes, titles.items(), strict=True)):
-        better = "better to the right" if metric == "dsc" else "better to the left"
-        plots.forest(ax, rows_where(tests, tests["metric"] == metric), names, f"difference from CE ({better})", title)
+        better = "right is better" if metric == "dsc" else "left is better"
+        plots.forest(ax, rows_where(tests, tests["metric"] == metric), names, f"minus CE ({better})", title)
         if place:
             ax.set_yticklabels([])
     return figure
