@@ -58,7 +58,8 @@ def reliability_figure(
         region: "all", "foreground" or "boundary".
         names: the losses to draw -> their names; None takes CE, LS and MbLS with m = 5 and 8.
     """
-    names = _SHOWN if names is None else names
+    known = set(bins["loss"])
+    names = {loss: name for loss, name in (names or _SHOWN).items() if loss in known}
     figure = Figure(figsize=(3 * len(names), 3.8), layout="constrained")
     axes = figure.subplots(2, len(names), squeeze=False, height_ratios=(4, 1))
     rows = rows_where(bins, bins["region"] == region)

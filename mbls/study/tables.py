@@ -332,13 +332,12 @@ def _beside_the_authors(rows: pd.DataFrame, about: str) -> str:
         [label(loss), *(f"{values[i]:.3f} ({placed[name][i]:g})" for name, values in columns.items())]
         for i, loss in enumerate(there.values())
     ]
-    return f"""Beside the authors' notebook (theirs: 192 x 192, their split and options; ours: {about}; in brackets the
-rank among these losses):
+    return f"""Beside the authors' notebook (ours: {about}; in brackets the rank):
 
 {_markdown(["loss", *columns], lines)}
 
 Theirs: Bala93/MarginLoss, commit 877d7b9, misc/save_qualitative_figures.ipynb, cell 10 (July 2022). They judge the best
-validation epoch; resolution, width, normalisation and patients differ too."""
+validation epoch of slices of 192 x 192; width, normalisation, patients and split differ too."""
 
 
 def _about(table: pd.DataFrame, protocol: Protocol) -> str:

@@ -49,7 +49,7 @@ FUNCTIONS = {
     exercises.exercise_4_1: mbls,
     exercises.exercise_5_2: lambda logits, margin: (logit_distances(logits) > margin).any(1).float().mean(),
 }
-WORDS = {exercises.exercise_2_3: "above", exercises.exercise_6_2: "mbls:margin=1"}
+WORDS = {exercises.exercise_2_3: "above", exercises.exercise_6_2: "svls:sigma=2"}
 ALL = {**NUMBERS, **FUNCTIONS, **WORDS}
 
 
@@ -119,7 +119,7 @@ def test_a_function_that_raises_is_told(check, answer):
         (exercises.exercise_5_1, 0.87, "K = 4"),
         (exercises.exercise_5_3, 3, "star"),
         (exercises.exercise_6_1, 0.07, "plain mean"),
-        (exercises.exercise_6_2, "fl", "DSC"),
+        (exercises.exercise_6_2, "ce_soft_l1ace", "DSC"),
         (exercises.exercise_6_2, "ce", "smaller"),
         (exercises.exercise_0_3, lambda logits: logits.softmax(0), "one number"),
         (exercises.exercise_1_2, lambda c, h, n: abs(c.mean() - h.mean()), "bin by bin"),

@@ -19,8 +19,8 @@ SPLIT = data_home() / "acdc_split.json"
 @pytest.mark.parametrize("protocol", PROTOCOLS.values(), ids=PROTOCOLS)
 def test_every_run_has_its_own_name_and_three_seeds(protocol):
     runs = study(protocol)
-    assert len({run.name for run in runs}) == len(runs) == 3 * (13 + 5 + 2 + 12 + 15 + 9)
-    assert Counter(run.fit.seed for run in runs) == {0: 56, 1: 56, 2: 56}
+    assert len({run.name for run in runs}) == len(runs) == 3 * (17 + 6 + 2 + 16 + 9)
+    assert Counter(run.fit.seed for run in runs) == {0: 50, 1: 50, 2: 50}
     assert [run.fit.seed for run in runs] == sorted(run.fit.seed for run in runs)
     # A run of two parts is the same in both.
     known = {run.name: run for run in runs}
@@ -31,9 +31,16 @@ def test_every_run_has_its_own_name_and_three_seeds(protocol):
 def test_the_papers_protocol():
     (mbls,) = (run for run in study(PAPER, [0], ["losses"]) if run.loss == "mbls:margin=5")
     assert (mbls.size, mbls.crop, mbls.base_channels, mbls.levels, mbls.norm) == (192, None, 32, 5, None)
-    assert mbls.fit == FitSettings(epochs=100, batch_size=4, learning_rate=1e-3, lr_step=50, lr_decay=0.1)
+    official = {"epochs": 100, "batch_size": 4, "learning_rate": 1e-3, "lr_step": 50, "lr_decay": 0.1}
+    assert mbls.fit == FitSettings(**official, full_validation_every=5)
     (few,) = (run for run in study(PAPER, [0], ["few_patients"]) if run.name == "ls-5patients-seed0")
-    assert (few.fit.epochs, few.fit.lr_step) == (1120, 560)  # as many steps as with 56 patients
+    assert few.fit == mbls.fit  # as many epochs, so fewer steps
+
+
+def test_the_reduced_protocol_is_the_papers_but_for_resolution_width_and_normalisation():
+    other = {"size": 64, "crop": 128, "base_channels": 8, "levels": 4, "norm": "batch", "judged": ("last", "best")}
+    assert REDUCED.base == replace(PAPER.base, **other)
+    assert set(PAPER.base.judged) == set(REDUCED.base.judged)
 
 
 def test_unknown_part():
@@ -58,9 +65,10 @@ def test_every_row_trains(phantom_root, tmp_path):
     backbones = tuple((name, 12 if name == "swin_unetr" else 4) for name, _ in REDUCED.backbones)
     protocol = replace(REDUCED, base=base, backbones=backbones)
     runs = [replace(run, train_patients=run.train_patients and 1) for run in study(protocol, [0])]
-    runs = {run.name: replace(run, fit=base.fit) for run in runs}  # every size of a small training set is the same here
+    runs = {run.name: replace(run, fit=base.fit) for run in runs}
     table = compare(runs.values(), phantom_root, tmp_path, progress=False)
-    assert len(table) == 56 - 3 * 3
+    # Every size of a small training set is the same here, and its runs have one name.
+    assert len(table) == 2 * (17 + 6 + 2 + 4 + 9)
     assert (
         table[["dsc", "ece", "cece_fg", "aece", "nll", "brier", "temperature", "scaled_ece", "scaled_cece_fg"]]
         .notna()

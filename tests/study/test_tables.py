@@ -8,9 +8,20 @@ from scipy.stats import wilcoxon
 from mbls.__main__ import main
 from mbls.data.home import data_home
 from mbls.study.paper import REDUCED, study
-from mbls.study.tables import RANKED, mean_and_spread, paired_tests, per_subject, ranks, study_report
+from mbls.study.report import write_report
+from mbls.study.tables import (
+    RANKED,
+    TESTED,
+    label,
+    mean_and_spread,
+    paired_tests,
+    per_subject,
+    ranks,
+    short_table,
+    study_report,
+)
 
-RECORDED = data_home() / "results" / "acdc_study"
+RECORDED = data_home() / "results" / "acdc_reduced"
 
 
 def runs(figures, seeds=(0, 1)):
@@ -87,11 +98,12 @@ def test_per_subject_is_the_mean_of_its_cases(group):
             "model": "unet",
             "train_patients": 56,
             "seed": 0,
+            "weights": "last",
             "subject": "patient001",
             "group": group,
             "dsc": dsc,
         }
-        | {f"{prefix}{name}": dsc / 2 for prefix in ("", "scaled_") for name in ("ece", "ece_fg", "cece_fg", "nll")}
+        | {f"{prefix}{name}": dsc / 2 for prefix in ("", "scaled_") for name in TESTED[1:]}
         for dsc in (0.9, 0.7)
     ]
     (row,) = per_subject(pd.DataFrame(rows)).to_dict("records")
@@ -120,9 +132,60 @@ def test_recorded_tables_are_what_the_recorded_rows_give(recorded):
 
 def test_recorded_rows_are_of_the_study_each_once(recorded):
     table, patients = recorded
+    keys = ["loss", "model", "train_patients", "seed"]
     planned = {(run.loss, run.model, run.train_patients or 56, run.fit.seed) for run in study(REDUCED)}
-    rows = list(zip(*(table[name] for name in ("loss", "model", "train_patients", "seed")), strict=True))
+    rows = list(zip(*(table[name] for name in [*keys, "weights"]), strict=True))
     assert len(set(rows)) == len(rows)
-    assert set(rows) == planned
+    assert {row[:-1] for row in rows} <= planned
+    assert len(rows) == 2 * len({row[:-1] for row in rows})  # the last weights and the best
     assert table[list(RANKED)].notna().all().all()
-    assert len(patients) == 16 * len(table)
+    assert len(patients) == 16 * len(table) / 2
+    assert set(patients["weights"]) == {"last"}
+
+
+def test_recorded_pictures_tables_and_curves_are_small_and_of_the_rows(recorded):
+    assert sum(path.stat().st_size for path in RECORDED.parent.iterdir()) < 3_000_000
+    table, _ = recorded
+    last = table[(table["weights"] == "last") & (table["model"] == "unet") & (table["train_patients"] == 56)]
+    curves = pd.read_csv(f"{RECORDED}_curves.csv")
+    assert set(curves["epoch"]) == set(range(5, 101, 5))
+    assert set(zip(curves["loss"], curves["seed"], strict=True)) == set(zip(last["loss"], last["seed"], strict=True))
+    bins = pd.read_csv(f"{RECORDED}_bins.csv")
+    for (loss, seed), run in bins[bins["region"] == "foreground"].groupby(["loss", "seed"]):
+        pooled = run.groupby("bin")[["count", "prob_sum", "hit_sum"]].sum()
+        ece = (pooled["prob_sum"] - pooled["hit_sum"]).abs().sum() / pooled["count"].sum()
+        (row,) = last[(last["loss"] == loss) & (last["seed"] == seed)].to_dict("records")
+        assert ece == pytest.approx(row["pooled_ece_fg"], abs=1e-5)
+
+
+def test_short_table_has_the_scaled_cross_entropy(recorded):
+    table, _ = recorded
+    short = short_table(table, REDUCED)
+    assert list(short.columns) == ["DSC", "ECE", "ECE, foreground", "NLL", "mean distance"]
+    last = table[(table["weights"] == "last") & (table["loss"] == "ce") & (table["train_patients"] == 56)]
+    last = last[last["model"] == "unet"]
+    assert short.loc["CE, temperature-scaled", "ECE"].startswith(f"{last['scaled_ece'].mean():.4f}")
+    assert short.loc["CE", "DSC"].startswith(f"{last['dsc'].mean():.3f}")
+
+
+def test_every_loss_of_the_study_has_a_name():
+    names = [label(run.loss) for run in study(REDUCED, [0], ["losses", "margins", "weights"])]
+    assert len(set(names)) == len(names)
+
+
+def test_a_report_keeps_the_runs_recorded_before(tmp_path):
+    """Two reports into one place, of different seeds; the second adds to the first, and repeats nothing."""
+    for seed in (0, 1):
+        folder = tmp_path / f"merged{seed}"
+        folder.mkdir()
+        for name, source in {"results": "", "cases": None, "curves": "_curves", "subject_bins": "_bins"}.items():
+            table = pd.read_csv(f"{RECORDED}{'_subjects' if source is None else source}.csv")
+            table[(table["seed"] == seed) & (table["loss"].isin(["ce", "ls"]))].to_csv(folder / f"{name}.csv")
+    for seed in (0, 1, 1):
+        write_report(tmp_path / f"merged{seed}", tmp_path / "out" / "study", REDUCED)
+    rows = pd.read_csv(tmp_path / "out" / "study.csv")
+    assert set(rows["seed"]) == {0, 1}
+    assert not rows.duplicated(["loss", "model", "train_patients", "seed", "weights"]).any()
+    expected = pd.read_csv(f"{RECORDED}.csv")
+    expected = expected[expected["loss"].isin(["ce", "ls"]) & expected["seed"].isin([0, 1])]
+    assert len(rows) == len(expected)
