@@ -66,3 +66,11 @@ def test_names_and_links_lead_somewhere(path):
         pkgutil.resolve_name(name)
     for target in re.findall(r"\]\((?!https?:)([^)#]+)", text):
         assert (path.parent / target).exists(), target
+
+
+def test_short_table_is_the_reports():
+    """The README's table of the study is the one that `report` wrote."""
+    report = (ROOT / "data" / "results" / "acdc_reduced.md").read_text()
+    (table,) = re.findall(r"^## In short\n\n.*?\n\n(.*?)\n\n", report, re.MULTILINE | re.DOTALL)
+    assert "CE, temperature-scaled" in table
+    assert table in (ROOT / "README.md").read_text()

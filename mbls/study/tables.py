@@ -278,7 +278,12 @@ def study_report(table: pd.DataFrame, subjects: pd.DataFrame, protocol: Protocol
         protocol: how the networks were trained.
     """
     first, *others = protocol.base.judged
-    text, written = [_about(table, protocol)], set()
+    about = f"{protocol.label}, {_WEIGHTS[first]}"
+    short = short_table(table, protocol)
+    lines = [[str(loss), *map(str, cells)] for loss, cells in zip(short.index, short.to_numpy(), strict=True)]
+    in_short = _markdown(["loss", *short.columns], lines)
+    text = [_about(table, protocol), f"## In short\n\nTest patients ({about}):\n\n{in_short}"]
+    written = set()
     for part, (title, by, tables) in _PARTS.items():
         rows = part_of(table, protocol, part, first)
         runs = set(zip(*(rows[name] for name in KEYS), strict=True))
@@ -286,7 +291,6 @@ def study_report(table: pd.DataFrame, subjects: pd.DataFrame, protocol: Protocol
             continue
         written |= runs
         text.append(f"## {title}")
-        about = f"{protocol.label}, {_WEIGHTS[first]}"
         for caption, metrics in tables.items():
             text.append(f"{caption} ({about}):\n\n{_spread_table(rows, metrics, by)}")
         for weights in others:

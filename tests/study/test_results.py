@@ -1,13 +1,17 @@
 """Recorded tables: what they say of themselves, and that a row of the margin sweep comes out again."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
 
 from mbls.data.home import data_home
 from mbls.data.phantom import make_phantom
+from mbls.engine.devices import make_fabric
 from mbls.engine.fit import FitSettings
 from mbls.study.experiment import Experiment, run_experiment
+from mbls.study.paper import REDUCED, study
 from mbls.study.results import KEYS
 
 RESULTS = data_home() / "results"
@@ -66,3 +70,18 @@ def test_row_of_the_margin_sweep_is_reproduced():
         weights = run.cases["voxels_fg" if figure.endswith("_fg") else "voxels"]
         value = run.row["dsc"] if figure == "dsc" else np.average(run.cases[figure], weights=weights)
         assert value == pytest.approx(recorded[figure], abs=tolerance), figure
+
+
+@pytest.mark.slow  # ten epochs of one network, a minute
+def test_curve_of_the_study_begins_again(acdc_root):
+    """Up to epoch 50 the rate does not depend on the number of epochs: ten are the beginning of a hundred."""
+    (experiment,) = (run for run in study(REDUCED, [0], ["losses"]) if run.loss == "ce")
+    short = replace(experiment, fit=replace(experiment.fit, epochs=10), surface=False)
+    fabric = make_fabric(REDUCED.precision)
+    history = run_experiment(short, acdc_root, fabric=fabric, progress=False).history.set_index("epoch")
+    curves = pd.read_csv(RESULTS / "acdc_reduced_curves.csv")
+    recorded = curves[(curves["loss"] == "ce") & (curves["seed"] == 0)].set_index("epoch")
+    for figure, tolerance in TOLERANCE.items():
+        column = f"val_{figure}"
+        assert history.loc[10, column] == pytest.approx(recorded.loc[10, column], abs=tolerance), figure
+    assert recorded.loc[100, "val_mean_distance"] > 1.5 * history.loc[10, "val_mean_distance"]
