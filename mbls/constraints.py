@@ -17,6 +17,8 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
+from mbls.losses import _check_scores, _check_tensor, _not_negative, _raise_if_logits_not_finite, _whole
+
 __all__ = [
     "PENALTIES",
     "Penalty",
@@ -37,6 +39,7 @@ __all__ = [
 
 
 def _check_logits(logits: torch.Tensor, dim: int) -> None:
+    _check_tensor("logits", logits)
     if not logits.is_floating_point():
         raise ValueError(f"logits: got {logits.dtype}, expected floating point")
     if not -logits.dim() <= dim < logits.dim():
@@ -45,10 +48,7 @@ def _check_logits(logits: torch.Tensor, dim: int) -> None:
         raise ValueError(
             f"logits: got {logits.shape[dim]} class in dimension {dim} of {tuple(logits.shape)}, expected at least 2"
         )
-    if not torch.isfinite(logits).all():
-        raise ValueError(
-            f"logits: got {int((~torch.isfinite(logits)).sum())} NaN or infinite values, expected finite logits"
-        )
+    _raise_if_logits_not_finite(logits)
 
 
 def logit_distances(logits: torch.Tensor, dim: int = 1) -> torch.Tensor:
@@ -278,8 +278,7 @@ def margin_penalty(logits: torch.Tensor, margin: float, dim: int = 1) -> torch.T
     References:
         Murugesan et al., Medical Image Analysis 2023, arXiv 2209.09641, the penalty of MbLS.
     """
-    _check_margin(margin)
-    return F.relu(logit_distances(logits, dim) - margin).mean(dim)
+    return F.relu(logit_distances(logits, dim) - _not_negative("margin", margin)).mean(dim)
 
 
 def margin_penalty_gradient(logits: torch.Tensor, margin: float, dim: int = 1) -> torch.Tensor:
@@ -303,13 +302,7 @@ def margin_penalty_gradient(logits: torch.Tensor, margin: float, dim: int = 1) -
         >>> margin_penalty_gradient(torch.tensor([[2.0, 1.0, 0.0]]), margin=1.5)
         tensor([[ 0.3333,  0.0000, -0.3333]])
     """
-    _check_margin(margin)
-    return _arg_max_gradient(logits, logit_distances(logits, dim) > margin, dim)
-
-
-def _check_margin(margin: float) -> None:
-    if not (math.isfinite(margin) and margin >= 0):
-        raise ValueError(f"margin: got {margin}, expected a finite number >= 0")
+    return _arg_max_gradient(logits, logit_distances(logits, dim) > _not_negative("margin", margin), dim)
 
 
 def _arg_max_gradient(logits: torch.Tensor, violated: torch.Tensor, dim: int) -> torch.Tensor:
@@ -338,10 +331,8 @@ def confidence_at_margin(margin: float, num_classes: int) -> float:
         >>> round(confidence_at_margin(margin=5.0, num_classes=4), 3)
         0.98
     """
-    _check_margin(margin)
-    if num_classes < 2:
-        raise ValueError(f"num_classes: got {num_classes}, expected at least 2")
-    return 1 / (1 + (num_classes - 1) * math.exp(-margin))
+    margin, losers = _not_negative("margin", margin), _whole("num_classes", num_classes, 2) - 1
+    return 1 / (1 + losers * math.exp(-margin))
 
 
 class Penalty(NamedTuple):
@@ -415,7 +406,7 @@ def calibration_map(
     pinned = F.one_hot(probs.argmax(1), num_classes).bool()
     free = torch.zeros(n, num_classes, dtype=torch.float64, requires_grad=True)
     optimizer = torch.optim.Rprop([free], lr=0.1, step_sizes=(1e-12, 1.0))
-    for _ in range(iterations):
+    for _ in range(_whole("iterations", iterations, 0)):
         optimizer.zero_grad()
         logits = free.masked_fill(pinned, 0.0)
         values = loss(logits.repeat_interleave(num_classes, dim=0), labels)
@@ -461,9 +452,7 @@ def margin_calibration_map(probs: torch.Tensor, margin: float, alpha: float) -> 
         package's.
     """
     probs = _checked_distributions(probs)
-    _check_margin(margin)
-    if not (math.isfinite(alpha) and alpha >= 0):
-        raise ValueError(f"alpha: got {alpha}, expected a finite number >= 0")
+    margin, alpha = _not_negative("margin", margin), _not_negative("alpha", alpha)
     most = probs + alpha / probs.shape[1]
 
     def distribution(top: torch.Tensor) -> torch.Tensor:
@@ -479,10 +468,9 @@ def margin_calibration_map(probs: torch.Tensor, margin: float, alpha: float) -> 
 
 def _checked_distributions(probs: torch.Tensor) -> torch.Tensor:
     """Rows on the simplex as float64, or a ValueError."""
-    if probs.dim() != 2 or probs.shape[1] < 2 or not probs.is_floating_point():
-        raise ValueError(
-            f"probs: got shape {tuple(probs.shape)} of {probs.dtype}, expected floating point (N, K) with K >= 2"
-        )
+    _check_scores("probs", probs)
+    if probs.dim() != 2:
+        raise ValueError(f"probs: got shape {tuple(probs.shape)}, expected (N, K), one distribution a row")
     probs = probs.double()
     if not ((probs >= 0).all() and ((probs.sum(1) - 1).abs() < 1e-4).all()):
         raise ValueError("probs: got rows off the simplex, expected non-negative entries that sum to 1")

@@ -1,9 +1,9 @@
 r"""Losses of the MbLS paper as modules that read like MONAI's. They need torch only: the file may be copied as it is.
 
 All losses take the same shapes: logits ``(B, K, *spatial)``, floating point, and target ``(B, *spatial)`` or
-``(B, 1, *spatial)``, integer class labels. ``reduction="none"`` returns ``(B, *spatial)``; "sum" adds the voxels up;
-"mean" divides the sum by the number of voxels whose label is not ``ignore_index``. Where there is no such voxel the
-mean is 0, with zero gradient. Half-precision logits are computed in float32.
+``(B, 1, *spatial)``, class labels, integers or whole-numbered floats. ``reduction="none"`` returns ``(B, *spatial)``;
+"sum" adds the voxels up; "mean" divides the sum by the number of voxels whose label is not ``ignore_index``. Where
+there is no such voxel the mean is 0, with zero gradient. Half-precision logits are computed in float32.
 
 Notation: ``s = softmax(l)``, ``y`` the one-hot label, ``j`` the labelled class; ``d_k = max_i l_i - l_k`` are the logit
 distances.
@@ -18,9 +18,8 @@ from __future__ import annotations
 
 import functools
 import inspect
-import math
 from collections.abc import Callable
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Any, Literal, get_args
 
 import torch
@@ -102,7 +101,7 @@ class VoxelLoss(_Loss):
         reduction: "mean" over the voxels that count, "sum" over them, or "none" for the value of each voxel.
 
     Shape:
-        logits (B, K, *spatial) floating point; target (B, *spatial) or (B, 1, *spatial) integer. Returns a scalar, or
+        logits (B, K, *spatial) floating point; target (B, *spatial) or (B, 1, *spatial) labels. Returns a scalar, or
         (B, *spatial) where the reduction is "none".
 
     Raises:
@@ -122,12 +121,8 @@ class VoxelLoss(_Loss):
 
     def __init__(self, ignore_index: int = -100, reduction: Reduction = "mean") -> None:
         super().__init__()
-        if reduction not in get_args(Reduction):
-            raise ValueError(f'reduction: got {reduction!r}, expected "mean", "sum" or "none"')
-        if not isinstance(ignore_index, Integral):
-            raise ValueError(f"ignore_index: got {ignore_index!r}, expected a whole number")
-        self.ignore_index = ignore_index
-        self.reduction = reduction
+        self.reduction = _choice("reduction", reduction, Reduction)
+        self.ignore_index = _whole("ignore_index", ignore_index)
 
     def extra_repr(self) -> str:
         """The options for repr; ``ignore_index`` and ``reduction`` only where they are not the default."""
@@ -137,7 +132,7 @@ class VoxelLoss(_Loss):
         """The definition: the loss of each voxel.
 
         Args:
-            logits: (B, K, *spatial), float32 or float64, already checked.
+            logits: (B, K, *spatial), float32 or float64, already checked; 0 where a voxel is ignored.
             target: (B, *spatial), int64. Voxels with ``ignore_index`` are still in it; what comes out there is dropped.
 
         Returns:
@@ -175,7 +170,7 @@ class VoxelLoss(_Loss):
             logits = logits.float()
         with torch.autocast(logits.device.type, enabled=False):
             if self.fused is None or _plain_form_needed():
-                values = self.voxel_loss(logits, target)
+                values = self.voxel_loss(_without_ignored(logits, keep), target)
                 values = values if keep is None else torch.where(keep, values, values.new_zeros(()))
             else:
                 values = _Fused.apply(logits, target, keep, self.fused)
@@ -245,42 +240,161 @@ class _Fused(torch.autograd.Function):
         return grad.view(ctx.shape), None, None, None
 
 
+# The one door for input. mbls.metrics, mbls.posthoc and mbls.constraints come through it too, so that all of them take
+# the same and say the same. It stands here, since this file has to work where it is copied alone.
+
+
+def _check_tensor(name: str, value: Any) -> None:
+    if not isinstance(value, torch.Tensor):
+        raise ValueError(f"{name}: got a {type(value).__module__}.{type(value).__qualname__}, expected a torch.Tensor")
+
+
+def _check_scores(name: str, scores: torch.Tensor) -> None:
+    """Logits or probabilities."""
+    _check_tensor(name, scores)
+    if scores.dim() < 2 or not scores.is_floating_point():
+        raise ValueError(
+            f"{name}: got shape {tuple(scores.shape)} of {scores.dtype}, expected floating point (B, K, *spatial)"
+        )
+    if scores.shape[1] < 2:
+        raise ValueError(
+            f"{name}: got {scores.shape[1]} class (dimension 1 of {tuple(scores.shape)}), expected at least 2"
+        )
+
+
+def _checked_labels(name: str, labels: torch.Tensor) -> torch.Tensor:
+    """Class labels as integers. Loaders of images give them as floats, which become int64 where they are whole."""
+    _check_tensor(name, labels)
+    if labels.dtype == torch.bool or labels.is_complex():
+        raise ValueError(f"{name}: got {labels.dtype}, expected class labels, integers or whole-numbered floats")
+    if not labels.is_floating_point():
+        return labels
+    if not _plain_form_needed():  # on a GPU the host waits here, as it does not for integers
+        broken = labels[labels.frac() != 0]  # NaN and infinity too
+        if broken.numel():
+            raise ValueError(
+                f"{name}: got label {broken[0].item()!r} ({broken.numel()} voxels with a fraction), "
+                "expected whole numbers"
+            )
+    return labels.long()
+
+
+def _checked_voxels(
+    name: str, scores: torch.Tensor, target: torch.Tensor, mask: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Labels and mask, (B, *spatial), of the voxels of ``name``, logits or probabilities. A wrong one is a ValueError;
+    whether labels lie within 0..K-1 is left to the caller."""
+    _check_scores(name, scores)
+    target = _checked_labels("target", _of_voxels("target", target, name, scores))
+    if mask is not None:
+        mask = _of_voxels("mask", mask, name, scores)
+        if mask.dtype != torch.bool:
+            raise ValueError(f"mask: got {mask.dtype}, expected torch.bool, True where a voxel counts")
+    return target, mask
+
+
+def _of_voxels(name: str, values: torch.Tensor, scores_name: str, scores: torch.Tensor) -> torch.Tensor:
+    """Labels or mask without the channel of size 1 that they may have."""
+    _check_tensor(name, values)
+    expected = scores.shape[:1] + scores.shape[2:]
+    if values.shape not in (expected, (*scores.shape[:1], 1, *scores.shape[2:])):
+        hint = "; one-hot labels want an argmax over their channels" if values.shape == scores.shape else ""
+        raise ValueError(
+            f"{name}: got shape {tuple(values.shape)}, expected {tuple(expected)} or a channel of size 1 after the "
+            f"batch, for {scores_name} of shape {tuple(scores.shape)}{hint}"
+        )
+    if values.device != scores.device:
+        raise ValueError(f"{name}: got device {values.device}, expected {scores.device} like {scores_name}")
+    return values if values.shape == expected else values.squeeze(1)
+
+
+#: What metrics and post-hoc scaling say of voxels whose label is not within 0..K-1.
+_MASK_OUT = "; mask out the voxels that do not count"
+
+
+def _raise_if_label_outside(
+    labels: torch.Tensor, num_classes: int, otherwise: str, name: str = "target", ignore_index: int | None = None
+) -> None:
+    labels = labels.long()  # uint8 would take 256 for 0
+    outside = (labels < 0) | (labels >= num_classes)
+    wrong = labels[outside if ignore_index is None else outside & (labels != ignore_index)]
+    if wrong.numel():
+        raise ValueError(
+            f"{name}: got label {wrong[0].item()} ({wrong.numel()} voxels out of range), "
+            f"expected 0..{num_classes - 1}{otherwise}"
+        )
+
+
+def _raise_if_logits_not_finite(logits: torch.Tensor) -> None:
+    bad = int((~torch.isfinite(logits.detach())).sum())
+    if bad:
+        raise ValueError(f"logits: got {bad} NaN or infinite values of {logits.numel()}, expected finite logits")
+
+
+# Options may come from a text ("mbls:margin=x") or from numpy and torch; what is kept is Python's own.
+
+
+def _number(name: str, value: Any, allowed: Callable[[Any], bool], expected: str, kind: type = Real) -> Any:
+    """The option as an int or a float, or a ValueError that names it."""
+    if getattr(value, "ndim", None) == 0 and not getattr(value, "requires_grad", False):  # of numpy or torch
+        value = value.item()
+    good = isinstance(value, kind) and not isinstance(value, bool) and abs(value) <= torch.finfo(torch.float64).max
+    if not (good and allowed(value)):
+        raise ValueError(f"{name}: got {value!r}, expected {expected}")
+    return int(value) if isinstance(value, Integral) else float(value)
+
+
+def _positive(name: str, value: Any) -> float:
+    return _number(name, value, lambda number: number > 0, "a finite number > 0")
+
+
+def _not_negative(name: str, value: Any) -> float:
+    return _number(name, value, lambda number: number >= 0, "a finite number >= 0")
+
+
+def _whole(name: str, value: Any, least: int | None = None) -> int:
+    expected = "a whole number" if least is None else f"a whole number >= {least}"
+    return _number(name, value, lambda number: least is None or number >= least, expected, Integral)
+
+
+def _spatial_dims(value: Any) -> int:
+    return _number("spatial_dims", value, lambda number: number in (2, 3), "2 or 3", Integral)
+
+
+def _choice(name: str, value: Any, kind: Any) -> Any:
+    """The option as one of the words of a Literal."""
+    *words, last = (f'"{word}"' for word in get_args(kind))
+    if not (isinstance(value, str) and value in get_args(kind)):
+        raise ValueError(f"{name}: got {value!r}, expected {', '.join(words)} or {last}")
+    return str(value)
+
+
+# What only the losses ask of their input.
+
+
 def _checked_target(
-    logits: torch.Tensor, target: torch.Tensor, ignore_index: int
+    logits: torch.Tensor, target: torch.Tensor, ignore_index: int | None
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Target as int64 (B, *spatial), and where it counts (None: everywhere). A wrong one is a ValueError."""
-    if logits.dim() < 2 or not logits.is_floating_point():
-        raise ValueError(
-            f"logits: got shape {tuple(logits.shape)} of {logits.dtype}, expected floating point (B, K, *spatial)"
-        )
-    if logits.shape[1] < 2:
-        raise ValueError(
-            f"logits: got {logits.shape[1]} class (dimension 1 of {tuple(logits.shape)}), expected at least 2"
-        )
-    if target.is_floating_point() or target.is_complex() or target.dtype == torch.bool:
-        raise ValueError(f"target: got {target.dtype}, expected integer class labels")
-    expected = logits.shape[:1] + logits.shape[2:]
-    if target.dim() == logits.dim() and target.shape[1] == 1:
-        target = target.squeeze(1)
-    if target.shape != expected:
-        raise ValueError(
-            f"target: got shape {tuple(target.shape)}, expected {tuple(expected)} or a channel of size 1 after the "
-            f"batch, for logits of shape {tuple(logits.shape)}; one-hot labels want an argmax over their channels"
-        )
-    target = target.long()
+    target = _checked_voxels("logits", logits, target)[0].long()
     # On a GPU reading the range would make the host wait at every step; there the indexing kernels check it themselves.
     if target.device.type == "cpu" and target.numel() and not _plain_form_needed():
         lowest, highest = (int(bound) for bound in target.aminmax())
         if lowest < 0 or highest >= logits.shape[1]:
-            wrong = target[(target != ignore_index) & ((target < 0) | (target >= logits.shape[1]))]
-            if wrong.numel():
-                raise ValueError(
-                    f"target: got label {wrong[0].item()} ({wrong.numel()} voxels out of range), "
-                    f"expected 0..{logits.shape[1] - 1} or ignore_index={ignore_index}"
-                )
-        if not lowest <= ignore_index <= highest:
+            otherwise = ", and no ignored voxel" if ignore_index is None else f" or ignore_index={ignore_index}"
+            _raise_if_label_outside(target, logits.shape[1], otherwise, ignore_index=ignore_index)
+        if ignore_index is None or not lowest <= ignore_index <= highest:
             return target, None
-    return target, target != ignore_index
+    return target, None if ignore_index is None else target != ignore_index
+
+
+def _without_ignored(logits: torch.Tensor, keep: torch.Tensor | None) -> torch.Tensor:
+    """Logits that are 0 where a voxel is ignored: a product with 0 would let a NaN through, and so would a gradient."""
+    return logits if keep is None else logits.masked_fill(~keep.unsqueeze(1), 0)
+
+
+def _softmax_of_counted(logits: torch.Tensor, keep: torch.Tensor | None) -> torch.Tensor:
+    return _without_ignored(logits, keep).softmax(1, dtype=torch.promote_types(logits.dtype, torch.float32))
 
 
 def _check_form(logits: torch.Tensor, num_classes: int, spatial_dims: int) -> None:
@@ -293,11 +407,8 @@ def _check_form(logits: torch.Tensor, num_classes: int, spatial_dims: int) -> No
 def _raise_if_not_finite(loss: torch.Tensor, logits: torch.Tensor) -> None:
     # Only on the CPU, since on a GPU the host would wait for the value; and only where the loss shows it, so that a
     # healthy step pays nothing.
-    if loss.device.type != "cpu" or _plain_form_needed() or torch.isfinite(loss.detach()).all():
-        return
-    bad = int((~torch.isfinite(logits.detach())).sum())
-    if bad:
-        raise ValueError(f"logits: got {bad} NaN or infinite values of {logits.numel()}, expected finite logits")
+    if loss.device.type == "cpu" and not _plain_form_needed() and not torch.isfinite(loss.detach()).all():
+        _raise_if_logits_not_finite(logits)
 
 
 # Parts of the fused forms. Their tensors are blocks: below and grad (b, K, n), one value a voxel (b, 1, n).
@@ -316,33 +427,6 @@ def _subtract_label(grad: torch.Tensor, label: torch.Tensor, weight: torch.Tenso
     grad.scatter_add_(1, label, minus)
 
 
-# Checks of options. They may come from a text ("mbls:margin=x"), so that a value may be of any type.
-
-
-def _is_finite(value: Any) -> bool:
-    try:
-        return math.isfinite(value)
-    except (TypeError, ValueError, OverflowError):
-        return False
-
-
-def _check_not_negative(**options: float) -> None:
-    for name, value in options.items():
-        if not (_is_finite(value) and value >= 0):
-            raise ValueError(f"{name}: got {value!r}, expected a finite number >= 0")
-
-
-def _check_at_least(least: int, **options: int) -> None:
-    for name, value in options.items():
-        if not (isinstance(value, Integral) and value >= least):
-            raise ValueError(f"{name}: got {value!r}, expected a whole number >= {least}")
-
-
-def _check_spatial_dims(spatial_dims: int) -> None:
-    if spatial_dims not in (2, 3):
-        raise ValueError(f"spatial_dims: got {spatial_dims!r}, expected 2 or 3")
-
-
 class CrossEntropyLoss(VoxelLoss):
     r"""Cross-entropy, ``-log s_j``: torch's value, with the targets and the checks of the other losses here.
 
@@ -351,7 +435,7 @@ class CrossEntropyLoss(VoxelLoss):
         reduction: "mean", "sum" or "none"; see the module docstring.
 
     Shape:
-        logits (B, K, *spatial) floating point; target (B, *spatial) or (B, 1, *spatial) integer. Returns a scalar, or
+        logits (B, K, *spatial) floating point; target (B, *spatial) or (B, 1, *spatial) labels. Returns a scalar, or
         (B, *spatial) where the reduction is "none".
 
     Raises:
@@ -389,7 +473,7 @@ class LabelSmoothingLoss(VoxelLoss):
         reduction: "mean", "sum" or "none"; see the module docstring.
 
     Shape:
-        logits (B, K, *spatial) floating point; target (B, *spatial) or (B, 1, *spatial) integer. Returns a scalar, or
+        logits (B, K, *spatial) floating point; target (B, *spatial) or (B, 1, *spatial) labels. Returns a scalar, or
         (B, *spatial) where the reduction is "none".
 
     Raises:
@@ -408,9 +492,7 @@ class LabelSmoothingLoss(VoxelLoss):
 
     def __init__(self, alpha: float = 0.1, ignore_index: int = -100, reduction: Reduction = "mean") -> None:
         super().__init__(ignore_index, reduction)
-        if not (_is_finite(alpha) and 0 <= alpha <= 1):
-            raise ValueError(f"alpha: got {alpha!r}, expected 0 <= alpha <= 1")
-        self.alpha = alpha
+        self.alpha = _number("alpha", alpha, lambda number: 0 <= number <= 1, "0 <= alpha <= 1")
 
     def voxel_loss(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         log_probs = F.log_softmax(logits, dim=1)
@@ -434,7 +516,7 @@ class FocalLoss(VoxelLoss):
         reduction: "mean", "sum" or "none"; see the module docstring.
 
     Shape:
-        logits (B, K, *spatial) floating point; target (B, *spatial) or (B, 1, *spatial) integer. Returns a scalar, or
+        logits (B, K, *spatial) floating point; target (B, *spatial) or (B, 1, *spatial) labels. Returns a scalar, or
         (B, *spatial) where the reduction is "none".
 
     Raises:
@@ -454,8 +536,7 @@ class FocalLoss(VoxelLoss):
 
     def __init__(self, gamma: float = 3.0, ignore_index: int = -100, reduction: Reduction = "mean") -> None:
         super().__init__(ignore_index, reduction)
-        _check_not_negative(gamma=gamma)
-        self.gamma = gamma
+        self.gamma = _not_negative("gamma", gamma)
 
     def voxel_loss(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         log_likelihood = self.at_label(F.log_softmax(logits, dim=1), target)
@@ -485,7 +566,7 @@ class EntropyPenaltyLoss(VoxelLoss):
         reduction: "mean", "sum" or "none"; see the module docstring.
 
     Shape:
-        logits (B, K, *spatial) floating point; target (B, *spatial) or (B, 1, *spatial) integer. Returns a scalar, or
+        logits (B, K, *spatial) floating point; target (B, *spatial) or (B, 1, *spatial) labels. Returns a scalar, or
         (B, *spatial) where the reduction is "none".
 
     Raises:
@@ -504,8 +585,7 @@ class EntropyPenaltyLoss(VoxelLoss):
 
     def __init__(self, alpha: float = 0.1, ignore_index: int = -100, reduction: Reduction = "mean") -> None:
         super().__init__(ignore_index, reduction)
-        _check_not_negative(alpha=alpha)
-        self.alpha = alpha
+        self.alpha = _not_negative("alpha", alpha)
 
     def voxel_loss(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         log_probs = F.log_softmax(logits, dim=1)
@@ -543,7 +623,7 @@ class MbLSLoss(VoxelLoss):
         reduction: "mean", "sum" or "none"; see the module docstring.
 
     Shape:
-        logits (B, K, *spatial) floating point; target (B, *spatial) or (B, 1, *spatial) integer. Returns a scalar, or
+        logits (B, K, *spatial) floating point; target (B, *spatial) or (B, 1, *spatial) labels. Returns a scalar, or
         (B, *spatial) where the reduction is "none".
 
     Raises:
@@ -570,12 +650,9 @@ class MbLSLoss(VoxelLoss):
         reduction: Reduction = "mean",
     ) -> None:
         super().__init__(ignore_index, reduction)
-        _check_not_negative(margin=margin, alpha=alpha)
-        if norm not in get_args(Norm):
-            raise ValueError(f'norm: got {norm!r}, expected "l1" or "l2"')
-        self.margin = margin
-        self.alpha = alpha
-        self.norm = norm
+        self.margin = _not_negative("margin", margin)
+        self.alpha = _not_negative("alpha", alpha)
+        self.norm = _choice("norm", norm, Norm)
 
     def voxel_loss(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         distances = logits.amax(dim=1, keepdim=True) - logits
@@ -623,7 +700,7 @@ class SVLSLoss(VoxelLoss):
 
     Shape:
         logits (B, num_classes, *spatial) floating point, with spatial_dims spatial dimensions; target (B, *spatial) or
-        (B, 1, *spatial) integer. Returns a scalar, or (B, *spatial) where the reduction is "none".
+        (B, 1, *spatial) labels. Returns a scalar, or (B, *spatial) where the reduction is "none".
 
     Raises:
         ValueError: an option out of range; logits with another number of classes or dimensions; logits or target not as
@@ -655,20 +732,16 @@ class SVLSLoss(VoxelLoss):
         reduction: Reduction = "mean",
     ) -> None:
         super().__init__(ignore_index, reduction)
-        _check_at_least(2, num_classes=num_classes)
-        if not (_is_finite(sigma) and sigma > 0):
-            raise ValueError(f"sigma: got {sigma!r}, expected a finite number > 0")
-        if not isinstance(kernel_size, Integral) or kernel_size < 3 or kernel_size % 2 == 0:
-            raise ValueError(f"kernel_size: got {kernel_size!r}, expected an odd number >= 3")
-        _check_spatial_dims(spatial_dims)
-        self.num_classes = num_classes
-        self.sigma = sigma
-        self.kernel_size = kernel_size
-        self.spatial_dims = spatial_dims
-        self.padding = kernel_size // 2
+        self.num_classes = _whole("num_classes", num_classes, 2)
+        self.sigma = _positive("sigma", sigma)
+        self.kernel_size: int = _number(
+            "kernel_size", kernel_size, lambda size: size >= 3 and size % 2 == 1, "an odd number >= 3", Integral
+        )
+        self.spatial_dims = _spatial_dims(spatial_dims)
+        self.padding = self.kernel_size // 2
         self.kernel: torch.Tensor
-        kernel = _svls_kernel(sigma, kernel_size, spatial_dims)
-        self.register_buffer("kernel", kernel.expand(num_classes, 1, *kernel.shape).contiguous(), persistent=False)
+        kernel = _svls_kernel(self.sigma, self.kernel_size, self.spatial_dims)
+        self.register_buffer("kernel", kernel.expand(self.num_classes, 1, *kernel.shape).contiguous(), persistent=False)
 
     def smooth_labels(self, target: torch.Tensor) -> torch.Tensor:
         """The soft labels that the logits are compared with.
@@ -717,7 +790,7 @@ class NACLLoss(VoxelLoss):
 
     Shape:
         logits (B, num_classes, *spatial) floating point, with spatial_dims spatial dimensions; target (B, *spatial) or
-        (B, 1, *spatial) integer. Returns a scalar.
+        (B, 1, *spatial) labels. Returns a scalar.
 
     Raises:
         ValueError: an option out of range; logits with another number of classes or dimensions; logits or target not as
@@ -736,14 +809,12 @@ class NACLLoss(VoxelLoss):
 
     def __init__(self, num_classes: int, alpha: float = 0.1, spatial_dims: int = 2) -> None:
         super().__init__()
-        _check_at_least(2, num_classes=num_classes)
-        _check_not_negative(alpha=alpha)
-        _check_spatial_dims(spatial_dims)
+        self.num_classes = _whole("num_classes", num_classes, 2)
+        alpha = _not_negative("alpha", alpha)
+        self.spatial_dims = _spatial_dims(spatial_dims)
         from monai.losses.nacl_loss import NACLLoss as MonaiNACLLoss
 
-        self.num_classes = num_classes
-        self.spatial_dims = spatial_dims
-        self.nacl = MonaiNACLLoss(classes=num_classes, dim=spatial_dims, alpha=alpha)
+        self.nacl = MonaiNACLLoss(classes=self.num_classes, dim=self.spatial_dims, alpha=alpha)
 
     @property
     def alpha(self) -> float:
@@ -755,7 +826,7 @@ class NACLLoss(VoxelLoss):
         self.nacl.alpha = value
 
     def forward(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        target, _ = _checked_target(logits, target, ignore_index=-100)
+        target, _ = _checked_target(logits, target, ignore_index=None)
         _check_form(logits, self.num_classes, self.spatial_dims)
         with torch.autocast(logits.device.type, enabled=False):
             loss = self.nacl(logits.float(), target)
@@ -771,11 +842,8 @@ class _L1ACELoss(_Loss):
 
     def __init__(self, num_bins: int, ignore_index: int) -> None:
         super().__init__()
-        _check_at_least(1, num_bins=num_bins)
-        if not isinstance(ignore_index, Integral):
-            raise ValueError(f"ignore_index: got {ignore_index!r}, expected a whole number")
-        self.num_bins = num_bins
-        self.ignore_index = ignore_index
+        self.num_bins = _whole("num_bins", num_bins, 1)
+        self.ignore_index = _whole("ignore_index", ignore_index)
 
     def extra_repr(self) -> str:
         """The options for repr; ``ignore_index`` only where it is not the default."""
@@ -788,8 +856,11 @@ class _L1ACELoss(_Loss):
     def forward(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         """The loss of a batch; shapes and errors as the class says."""
         target, keep = _checked_target(logits, target, self.ignore_index)
+        if logits.dim() == 2:  # rows are the voxels of one sample, as in mbls.metrics
+            logits, target = logits.T.unsqueeze(0), target.unsqueeze(0)
+            keep = None if keep is None else keep.unsqueeze(0)
         with torch.autocast(logits.device.type, enabled=False):
-            probs = logits.softmax(dim=1, dtype=torch.promote_types(logits.dtype, torch.float32)).flatten(2)
+            probs = _softmax_of_counted(logits, keep).flatten(2)
             inside = target if keep is None else target.masked_fill(~keep, 0)
             hits = torch.zeros_like(probs).scatter_(1, inside.flatten(1).unsqueeze(1), 1)
             counted = torch.ones_like(probs[:, :1]) if keep is None else keep.flatten(1).unsqueeze(1).to(probs.dtype)
@@ -800,7 +871,7 @@ class _L1ACELoss(_Loss):
                 part = counted.expand_as(probs) * share
                 weight = weight.scatter_add(2, place, part)
                 gap = gap.scatter_add(2, place, part * (probs - hits))
-            filled = weight >= self.empty_weight
+            filled = ~(weight < self.empty_weight)  # a NaN does not pass for an empty bin
             gaps = torch.where(filled, gap.abs() / torch.where(filled, weight, 1), 0)
             of_class = gaps.sum(2) / filled.sum(2).clamp(min=1)
             loss = torch.where(hits.sum(2) > 0, of_class, 0).mean()
@@ -821,7 +892,8 @@ class HardL1ACELoss(_L1ACELoss):
         ignore_index: voxels with this label do not count.
 
     Shape:
-        logits (B, K, *spatial) floating point; target (B, *spatial) or (B, 1, *spatial) integer. Returns a scalar.
+        logits (B, K, *spatial) floating point; target (B, *spatial) or (B, 1, *spatial) labels. Returns a scalar.
+        (N, K) with (N,) is one sample of N voxels.
 
     Raises:
         ValueError: an option out of range; logits or target not as the module docstring says.
@@ -859,7 +931,8 @@ class SoftL1ACELoss(_L1ACELoss):
         ignore_index: voxels with this label do not count.
 
     Shape:
-        logits (B, K, *spatial) floating point; target (B, *spatial) or (B, 1, *spatial) integer. Returns a scalar.
+        logits (B, K, *spatial) floating point; target (B, *spatial) or (B, 1, *spatial) labels. Returns a scalar.
+        (N, K) with (N,) is one sample of N voxels.
 
     Raises:
         ValueError: an option out of range; logits or target not as the module docstring says.
@@ -878,16 +951,16 @@ class SoftL1ACELoss(_L1ACELoss):
 
     def __init__(self, num_bins: int = 20, empty_weight: float = 0.01, ignore_index: int = -100) -> None:
         super().__init__(num_bins, ignore_index)
-        if not (_is_finite(empty_weight) and empty_weight > 0):
-            raise ValueError(f"empty_weight: got {empty_weight!r}, expected a finite number > 0")
-        self.empty_weight = empty_weight
+        self.empty_weight = _positive("empty_weight", empty_weight)
 
     def shares(self, probs: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor | float]]:
         position = (probs * self.num_bins - 0.5).clamp(0, self.num_bins - 1)
         left = position.detach().floor()
         right = (left + 1).clamp(max=self.num_bins - 1)
         towards_right = position - left
-        return [(left.long(), 1 - towards_right), (right.long(), towards_right)]
+        # The clamp is for NaN, which long() makes an index of its own that no bin has.
+        places = (side.long().clamp_(0, self.num_bins - 1) for side in (left, right))
+        return list(zip(places, (1 - towards_right, towards_right), strict=True))
 
 
 class _WithInner(_Loss):
@@ -965,7 +1038,7 @@ class WithDice(_WithInner):
         first = self.loss(logits, target)
         target, keep = _checked_target(logits, target, self.ignore_index)
         with torch.autocast(logits.device.type, enabled=False):
-            probs = logits.softmax(dim=1, dtype=torch.promote_types(logits.dtype, torch.float32))
+            probs = _softmax_of_counted(logits, keep)
             inside = target if keep is None else target.masked_fill(~keep, 0)
             one_hot = torch.zeros_like(probs).scatter_(1, inside.unsqueeze(1), 1)
             if keep is not None:
@@ -1002,11 +1075,9 @@ class WithL1ACE(_WithInner):
 
     def __init__(self, loss: _Loss, weight: float = 1.0, bins: L1ACEBins = "hard") -> None:
         super().__init__(loss, "L1-ACE has no value for each voxel")
-        _check_not_negative(weight=weight)
-        if bins not in get_args(L1ACEBins):
-            raise ValueError(f'bins: got {bins!r}, expected "hard" or "soft"')
-        self.weight = weight
-        self.l1_ace = (HardL1ACELoss if bins == "hard" else SoftL1ACELoss)(ignore_index=self.ignore_index)
+        self.weight = _not_negative("weight", weight)
+        kind = HardL1ACELoss if _choice("bins", bins, L1ACEBins) == "hard" else SoftL1ACELoss
+        self.l1_ace = kind(ignore_index=self.ignore_index)
 
     def forward(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         return self.loss(logits, target) + self.weight * self.l1_ace(logits, target)
@@ -1039,11 +1110,9 @@ class AlphaSchedule:
     def __init__(
         self, alpha: float, mode: ScheduleMode = "constant", step: float = 0.0, every: int = 1, maximum: float = 100.0
     ) -> None:
-        if mode not in get_args(ScheduleMode):
-            raise ValueError(f'mode: got {mode!r}, expected "constant", "add" or "multiply"')
-        _check_not_negative(alpha=alpha, step=step, maximum=maximum)
-        _check_at_least(1, every=every)
-        self.alpha, self.mode, self.step, self.every, self.maximum = alpha, mode, step, every, maximum
+        self.mode: ScheduleMode = _choice("mode", mode, ScheduleMode)
+        self.alpha, self.step = _not_negative("alpha", alpha), _not_negative("step", step)
+        self.every, self.maximum = _whole("every", every, 1), _not_negative("maximum", maximum)
 
     @classmethod
     def parse(cls, spec: str, alpha: float) -> AlphaSchedule:
@@ -1082,8 +1151,7 @@ class AlphaSchedule:
         Raises:
             ValueError: a negative epoch.
         """
-        if epoch < 0:
-            raise ValueError(f"epoch: got {epoch}, expected >= 0")
+        epoch = _whole("epoch", epoch, 0)
         if self.mode == "constant":
             return self.alpha
         blocks = epoch // self.every
@@ -1164,7 +1232,7 @@ def build_loss(spec: str, /, num_classes: int, **options: float | str) -> _Loss:
     name, given = parse_loss(spec)
     if name not in LOSSES:
         raise ValueError(f"name: got {name!r}, expected one of {', '.join(LOSSES)}")
-    _check_at_least(2, num_classes=num_classes)
+    num_classes = _whole("num_classes", num_classes, 2)
     for option, value in options.items():
         if option in given:
             raise ValueError(f"{option}: got {given[option]!r} in {spec!r} and {value!r} beside it, expected it once")

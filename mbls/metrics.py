@@ -1,11 +1,22 @@
 r"""Calibration metrics that stay exact on volumes of real size, and segmentation scores by MONAI.
 
 Shapes: probs ``(B, K, *spatial)``, floating point, the K values of a voxel summing to 1; target ``(B, *spatial)`` or
-``(B, 1, *spatial)``, integer labels 0..K-1; mask ``(B, *spatial)``, boolean, True where a voxel counts. Without a mask
-all voxels count. ``(N, K)`` with ``(N,)`` works too. Figures are fractions in 0..1, NLL is in nats.
+``(B, 1, *spatial)``, labels 0..K-1, integers or whole-numbered floats; mask like target, boolean, True where a voxel
+counts. Without a mask all voxels count. ``(N, K)`` with ``(N,)`` works too. Figures are fractions in 0..1, NLL is in
+nats.
 
 Bins are right-closed, ``(lo, hi]``; a probability of exactly 0 falls in the first bin and one of exactly 1 in the last.
 All sums are float64: float32 sums over 1e7 voxels are off by several percent.
+
+Other libraries mean other things by the same words:
+
+- torchmetrics' bins are left-closed, ``[lo, hi)``. The figures differ where probabilities lie on an edge.
+- MONAI's CalibrationErrorMetric is class-wise throughout: its "expected", "average" and "maximum" are
+  ``classwise("ece")``, ``classwise("ace")`` and ``classwise("mce")`` of one image, not :meth:`CalibrationBins.ece`,
+  ``ace`` and ``mce``, which look at the winning class.
+- ``asd`` is symmetric, the mean over both surfaces together: medpy calls it ``assd``, and its ``asd`` goes one way.
+- The surface-distance package weights each surface element by its area; here, as in MONAI and medpy, each surface voxel
+  counts alike.
 """
 
 from __future__ import annotations
@@ -18,6 +29,20 @@ from typing import Literal, NamedTuple, get_args
 import numpy as np
 import torch
 import torch.nn.functional as F
+
+from mbls.losses import (
+    _MASK_OUT,
+    _check_scores,
+    _check_tensor,
+    _checked_labels,
+    _checked_voxels,
+    _choice,
+    _not_negative,
+    _number,
+    _positive,
+    _raise_if_label_outside,
+    _whole,
+)
 
 __all__ = [
     "REGION_NAMES",
@@ -91,14 +116,9 @@ class CalibrationBins:
     _NAMES = ("count", "prob_sum", "hit_sum")
 
     def __init__(self, num_classes: int, num_bins: int = 15, ignore_index: int | None = None) -> None:
-        if num_classes < 2:
-            raise ValueError(f"num_classes: got {num_classes}, expected at least 2")
-        _check_num_bins(num_bins)
-        if not (ignore_index is None or isinstance(ignore_index, Integral)):
-            raise ValueError(f"ignore_index: got {ignore_index!r}, expected a whole number or None")
-        self.num_classes = num_classes
-        self.num_bins = num_bins
-        self.ignore_index = ignore_index
+        self.num_classes = _whole("num_classes", num_classes, 2)
+        self.num_bins = _checked_num_bins(num_bins)
+        self.ignore_index = None if ignore_index is None else _whole("ignore_index", ignore_index)
         self.reset()
 
     def reset(self) -> CalibrationBins:
@@ -113,12 +133,13 @@ class CalibrationBins:
     def update(self, probs: torch.Tensor, target: torch.Tensor, mask: torch.Tensor | None = None) -> CalibrationBins:
         """Count the voxels of a batch.
 
-        On a GPU nothing here waits for the device, and values out of range are reported when a figure is asked for.
+        On a GPU nothing here waits for the device, unless labels are floats, and values out of range are reported when
+        a figure is asked for.
 
         Args:
             probs: (B, K, *spatial), summing to 1 over the classes.
-            target: (B, *spatial) or (B, 1, *spatial), integer labels.
-            mask: (B, *spatial), boolean, True where a voxel counts. A mask that selects none adds nothing.
+            target: (B, *spatial) or (B, 1, *spatial), labels.
+            mask: like target, boolean, True where a voxel counts. A mask that selects none adds nothing.
 
         Returns:
             Itself.
@@ -200,6 +221,7 @@ class CalibrationBins:
         """
         expected = tuple(self._table.shape[1:])
         for name in self._NAMES:
+            _check_tensor(f"state[{name!r}]", state.get(name, self._table[0]))
             if name not in state or state[name].shape != expected:
                 got = tuple(state[name].shape) if name in state else "nothing"
                 raise ValueError(f"state: got {got} for {name!r}, expected shape {expected}")
@@ -274,8 +296,7 @@ class CalibrationBins:
             >>> CalibrationBins(num_classes=2).update(probs, torch.tensor([0, 1])).classwise("mce").round(4)
             array([0.2, 0.2])
         """
-        if name not in ("ece", "ace", "mce"):
-            raise ValueError(f'name: got {name!r}, expected "ece", "ace" or "mce"')
+        _choice("name", name, Literal["ece", "ace", "mce"])
         gap, count = (part[1:] for part in self._gaps())
         if name == "ece":
             figures = _mean_gaps(gap, count)
@@ -302,10 +323,12 @@ class CalibrationBins:
             >>> diagram.accuracy
             array([nan, 0.5])
         """
-        if class_index is not None and not 0 <= class_index < self.num_classes:
-            raise ValueError(f"class_index: got {class_index}, expected 0..{self.num_classes - 1}")
+        row = 0
+        if class_index is not None:
+            expected = f"0..{self.num_classes - 1}"
+            row = 1 + _number("class_index", class_index, lambda k: 0 <= k < self.num_classes, expected, Integral)
         self._gaps()  # raises when nothing was counted
-        count, prob_sum, hits = self._counted()[:, 0 if class_index is None else class_index + 1].cpu()
+        count, prob_sum, hits = self._counted()[:, row].cpu()
         voxels = torch.where(count > 0, count, torch.nan)
         edges = np.linspace(0, 1, self.num_bins + 1)
         return Reliability(edges, count.long().numpy(), (prob_sum / voxels).numpy(), (hits / voxels).numpy())
@@ -382,7 +405,7 @@ def expected_calibration_error(
 
     Args:
         probs: probabilities, summing to 1 over the classes.
-        target: integer labels, 0..K-1.
+        target: labels, 0..K-1.
         num_bins: bins of equal width on [0, 1], >= 1.
         mask: True where a voxel counts. None: all do.
 
@@ -412,7 +435,7 @@ def classwise_calibration_error(
 
     Args:
         probs: probabilities, summing to 1 over the classes.
-        target: integer labels, 0..K-1.
+        target: labels, 0..K-1.
         num_bins: bins of equal width on [0, 1], >= 1.
         mask: True where a voxel counts. None: all do.
 
@@ -446,7 +469,7 @@ def adaptive_calibration_error(
 
     Args:
         probs: probabilities, summing to 1 over the classes.
-        target: integer labels, 0..K-1.
+        target: labels, 0..K-1.
         num_bins: bins of equal mass, >= 1.
         mask: True where a voxel counts. None: all do.
 
@@ -466,7 +489,7 @@ def adaptive_calibration_error(
     References:
         Ding et al., CVPR workshop 2020 (adaptive ECE); the treatment of equal confidences is this package's.
     """
-    _check_num_bins(num_bins)
+    num_bins = _checked_num_bins(num_bins)
     confidences, hits = [], []
     for block_probs, block_target in _selected(*_checked(probs, target, mask)):
         confidence, winner = block_probs.max(dim=0)
@@ -492,7 +515,7 @@ def negative_log_likelihood(probs: torch.Tensor, target: torch.Tensor, mask: tor
 
     Args:
         probs: probabilities, summing to 1 over the classes.
-        target: integer labels, 0..K-1.
+        target: labels, 0..K-1.
         mask: True where a voxel counts. None: all do.
 
     Shape:
@@ -522,7 +545,7 @@ def brier_score(probs: torch.Tensor, target: torch.Tensor, mask: torch.Tensor | 
 
     Args:
         probs: probabilities, summing to 1 over the classes.
-        target: integer labels, 0..K-1.
+        target: labels, 0..K-1.
         mask: True where a voxel counts. None: all do.
 
     Shape:
@@ -571,13 +594,14 @@ def region_mask(target: torch.Tensor, region: Region, radius: int | None = None)
     cube for volumes.
 
     Args:
-        target: integer labels, 0 the background; voxels of a negative label belong to no region but "all", and make no
+        target: labels, 0 the background; voxels of a negative label belong to no region but "all", and make no
             border.
         region: one of :data:`REGION_NAMES`.
         radius: in voxels, >= 1. None: 2 for "boundary", 3 for "dilated".
 
     Shape:
-        target (B, H, W) slices or (B, D, H, W) volumes; returns a boolean mask of the same shape.
+        target (B, H, W) slices or (B, D, H, W) volumes, each with a channel of size 1 after the batch or without;
+        returns a boolean mask of the same shape.
 
     Raises:
         ValueError: unknown region; radius < 1; target of another form.
@@ -591,19 +615,20 @@ def region_mask(target: torch.Tensor, region: Region, radius: int | None = None)
     References:
         Murugesan et al., Medical Image Analysis 2023, arXiv 2209.09641, and its official code, for "foreground".
     """
-    if region not in REGION_NAMES:
-        raise ValueError(f"region: got {region!r}, expected one of {', '.join(REGION_NAMES)}")
-    if target.is_floating_point() or target.dim() not in (3, 4):
+    _choice("region", region, Region)
+    reach = _RADIUS.get(region, 0) if radius is None else _whole("radius", radius, 1)
+    target = _checked_labels("target", target).long()
+    if target.dim() == 5 and target.shape[1] == 1:  # (B, 1, H, W) is a volume of one slice, which comes to the same
+        return region_mask(target.squeeze(1), region, radius).unsqueeze(1)
+    if target.dim() not in (3, 4):
         raise ValueError(
-            f"target: got shape {tuple(target.shape)} of {target.dtype}, expected integer (B, H, W) or (B, D, H, W)"
+            f"target: got shape {tuple(target.shape)}, expected (B, H, W) or (B, D, H, W), or a channel of size 1 "
+            "after the batch"
         )
-    if radius is not None and radius < 1:
-        raise ValueError(f"radius: got {radius}, expected at least 1 voxel")
     if region == "all":
         return torch.ones_like(target, dtype=torch.bool)
     if region == "foreground":
         return target > 0
-    reach = _RADIUS[region] if radius is None else radius
     pool = F.max_pool2d if target.dim() == 3 else F.max_pool3d
 
     def widest(values: torch.Tensor) -> torch.Tensor:
@@ -611,7 +636,7 @@ def region_mask(target: torch.Tensor, region: Region, radius: int | None = None)
 
     if region == "dilated":
         return (widest(target > 0) > 0) & (target >= 0)
-    # In float, since the negative of a uint8 wraps around; ignored voxels are neither the highest nor the lowest.
+    # Ignored voxels are neither the highest nor the lowest.
     lowest = -widest(torch.where(target < 0, -torch.inf, -target.float()))
     return (widest(target) != lowest) & (target >= 0)
 
@@ -624,7 +649,7 @@ def average_over_volumes(values: Sequence[float], weights: Sequence[float] | Non
         weights: of the volumes, >= 0, such as the voxels counted. None: all count alike.
 
     Raises:
-        ValueError: lengths that differ; negative weights; nothing left to average.
+        ValueError: lengths that differ; weights that are negative or not finite; nothing left to average.
 
     Example:
         >>> from mbls.metrics import average_over_volumes
@@ -635,12 +660,12 @@ def average_over_volumes(values: Sequence[float], weights: Sequence[float] | Non
     shares = np.ones_like(figures) if weights is None else np.asarray(weights, dtype=np.float64)
     if figures.shape != shares.shape or figures.ndim != 1:
         raise ValueError(f"weights: got shape {shares.shape}, expected one weight for each of {figures.shape} values")
-    if (shares < 0).any():
-        raise ValueError(f"weights: got {shares.min()}, expected weights >= 0")
+    for share in shares:
+        _not_negative("weights", share)
     shares = np.where(np.isnan(figures), 0.0, shares)
     if shares.sum() == 0:
         raise ValueError(f"values: got {len(figures)} values without weight or NaN, expected at least one to average")
-    return float((np.nan_to_num(figures) * shares).sum() / shares.sum())
+    return float((np.where(shares > 0, figures, 0.0) * shares).sum() / shares.sum())
 
 
 def segmentation_scores(
@@ -653,8 +678,8 @@ def segmentation_scores(
     """DSC, HD95 and ASD of each structure of one volume, by MONAI.
 
     Args:
-        prediction: integer labels, 0 the background.
-        target: integer labels of the same shape.
+        prediction: labels, 0 the background.
+        target: labels of the same shape.
         num_classes: K, with the background.
         spacing: voxel size along each dimension, in mm. None: distances come out in voxels.
         surface: False leaves out the two surface distances, which take most of the time.
@@ -668,7 +693,7 @@ def segmentation_scores(
         volumes has to say what it does with these.
 
     Raises:
-        ValueError: shapes that differ; labels outside 0..K-1; a spacing that does not fit.
+        ValueError: shapes or devices that differ; labels outside 0..K-1; a spacing that does not fit.
 
     Example:
         >>> import torch
@@ -685,19 +710,22 @@ def segmentation_scores(
     """
     from monai.metrics.meandice import compute_dice
 
+    num_classes = _whole("num_classes", num_classes, 2)
+    prediction, target = _checked_labels("prediction", prediction), _checked_labels("target", target)
     if prediction.shape != target.shape or prediction.dim() not in (2, 3):
         raise ValueError(
             f"prediction: got shape {tuple(prediction.shape)}, expected 2 or 3 dimensions like target "
             f"{tuple(target.shape)}"
         )
-    if spacing is not None and len(spacing) != target.dim():
-        raise ValueError(f"spacing: got {tuple(spacing)}, expected {target.dim()} sizes in mm")
+    if prediction.device != target.device:
+        raise ValueError(f"prediction: got device {prediction.device}, expected {target.device} like target")
+    if spacing is not None:
+        spacing = [_positive("spacing", size) for size in spacing]
+        if len(spacing) != target.dim():
+            raise ValueError(f"spacing: got {tuple(spacing)}, expected {target.dim()} sizes in mm")
     one_hot = []
     for name, labels in (("prediction", prediction), ("target", target)):
-        if labels.is_floating_point() or labels.min() < 0 or labels.max() >= num_classes:
-            raise ValueError(
-                f"{name}: got labels of {labels.dtype} up to {labels.max()}, expected integers 0..{num_classes - 1}"
-            )
+        _raise_if_label_outside(labels, num_classes, "", name)
         one_hot.append(F.one_hot(labels.long(), num_classes).movedim(-1, 0).unsqueeze(0))
     # Which structures are there is decided here: MONAI warns at every absent one and mixes NaN with infinity.
     present = [labels.flatten(2).any(2)[0, 1:].bool() for labels in one_hot]
@@ -737,20 +765,13 @@ def _surface_distances(
     return np.asarray(there), np.asarray(back)
 
 
-def _check_num_bins(num_bins: int) -> None:
-    if num_bins < 1:
-        raise ValueError(f"num_bins: got {num_bins}, expected at least 1")
-    if num_bins > 1 << 16:  # _number_bins needs bins far wider than the spacing of float32
-        raise ValueError(f"num_bins: got {num_bins}, expected at most {1 << 16}")
+def _checked_num_bins(num_bins: int) -> int:
+    # _number_bins needs bins far wider than the spacing of float32.
+    return _number("num_bins", num_bins, lambda n: 1 <= n <= 1 << 16, f"a whole number in 1..{1 << 16}", Integral)
 
 
 def _num_classes(probs: torch.Tensor) -> int:
-    if probs.dim() < 2:
-        raise ValueError(f"probs: got shape {tuple(probs.shape)}, expected (B, K, *spatial)")
-    if probs.shape[1] < 2:
-        raise ValueError(
-            f"probs: got {probs.shape[1]} class (dimension 1 of {tuple(probs.shape)}), expected at least 2"
-        )
+    _check_scores("probs", probs)
     return probs.shape[1]
 
 
@@ -762,28 +783,8 @@ def _require_voxels(voxels: int) -> None:
 def _checked(
     probs: torch.Tensor, target: torch.Tensor, mask: torch.Tensor | None
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-    """Shapes and types, or a ValueError; the values are looked at block by block."""
-    _num_classes(probs)
-    if not probs.is_floating_point():
-        raise ValueError(f"probs: got {probs.dtype}, expected floating point probabilities")
-    expected = probs.shape[:1] + probs.shape[2:]
-    if target.is_floating_point() or target.dtype == torch.bool:
-        raise ValueError(f"target: got {target.dtype}, expected integer class labels")
-    if target.dim() == probs.dim() and target.shape[1] == 1:
-        target = target.squeeze(1)
-    if target.shape != expected:
-        raise ValueError(
-            f"target: got shape {tuple(target.shape)}, expected {tuple(expected)} for probs {tuple(probs.shape)}"
-        )
-    if mask is not None:
-        if mask.dtype != torch.bool:
-            raise ValueError(f"mask: got {mask.dtype}, expected bool")
-        if mask.dim() == probs.dim() and mask.shape[1] == 1:
-            mask = mask.squeeze(1)
-        if mask.shape != expected:
-            raise ValueError(
-                f"mask: got shape {tuple(mask.shape)}, expected {tuple(expected)} for probs {tuple(probs.shape)}"
-            )
+    """Shapes, types and devices, or a ValueError; the values are looked at block by block."""
+    target, mask = _checked_voxels("probs", probs, target, mask)
     return probs.detach(), target, mask
 
 
@@ -840,9 +841,7 @@ def _raise_if_outside(limits: torch.Tensor, num_classes: int) -> None:
         )
     if minus_low_label > 0 or high_label >= num_classes:
         wrong = int(-minus_low_label if minus_low_label > 0 else high_label)
-        raise ValueError(
-            f"target: got label {wrong}, expected 0..{num_classes - 1}; mask out the voxels that do not count"
-        )
+        raise ValueError(f"target: got label {wrong}, expected 0..{num_classes - 1}{_MASK_OUT}")
 
 
 def _label_wins(probs: torch.Tensor, label: torch.Tensor, confidence: torch.Tensor) -> torch.Tensor:

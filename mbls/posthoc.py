@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
+
+from mbls.losses import _MASK_OUT, _checked_voxels, _positive, _raise_if_label_outside, _raise_if_logits_not_finite
 
 __all__ = ["TemperatureScaling"]
 
@@ -41,42 +42,32 @@ class TemperatureScaling:
     """
 
     def __init__(self, temperature: float = 1.0) -> None:
-        self.temperature = _checked_temperature(temperature)
+        self.temperature = float(_positive("temperature", temperature))
 
     def fit(self, logits: torch.Tensor, target: torch.Tensor, mask: torch.Tensor | None = None) -> TemperatureScaling:
         """Find T on validation voxels.
 
         Args:
             logits: (B, K, *spatial), floating point.
-            target: (B, *spatial), integer labels.
-            mask: (B, *spatial), boolean, True where a voxel counts. None: all do.
+            target: (B, *spatial) or (B, 1, *spatial), labels, integers or whole-numbered floats.
+            mask: like target, boolean, True where a voxel counts. None: all do.
 
         Returns:
             Itself.
 
         Raises:
-            ValueError: shapes that do not match; a mask that is not boolean; no voxel; NaN logits; labels outside
-                0..K-1.
+            ValueError: shapes or devices that do not match; a mask that is not boolean; no voxel; NaN logits; labels
+                outside 0..K-1.
         """
-        if logits.dim() < 2 or not logits.is_floating_point() or target.shape != logits.shape[:1] + logits.shape[2:]:
-            raise ValueError(
-                f"target: got shape {tuple(target.shape)}, expected (B, *spatial) for floating point logits "
-                f"{tuple(logits.shape)} of {logits.dtype}"
-            )
-        if mask is not None and (mask.dtype != torch.bool or mask.shape != target.shape):
-            raise ValueError(
-                f"mask: got shape {tuple(mask.shape)} of {mask.dtype}, expected bool {tuple(target.shape)} like target"
-            )
+        target, mask = _checked_voxels("logits", logits, target, mask)
         rows = logits.detach().movedim(1, -1).flatten(0, -2).double()
         labels = target.flatten().long()
         if mask is not None:
             rows, labels = rows[mask.flatten()], labels[mask.flatten()]
         if labels.numel() == 0:
             raise ValueError("mask: got no voxel to fit on, expected at least one")
-        if not torch.isfinite(rows).all():
-            raise ValueError("logits: got NaN or infinite values, expected finite logits")
-        if labels.min() < 0 or labels.max() >= rows.shape[1]:
-            raise ValueError(f"target: got labels {labels.min()}..{labels.max()}, expected 0..{rows.shape[1] - 1}")
+        _raise_if_logits_not_finite(rows)
+        _raise_if_label_outside(labels, rows.shape[1], _MASK_OUT)
         # In log(1/T) the NLL has one minimum and T stays positive without a bound.
         log_scale = torch.zeros((), dtype=torch.float64, device=rows.device, requires_grad=True)
         optimizer = torch.optim.LBFGS([log_scale], max_iter=60, line_search_fn="strong_wolfe")
@@ -114,14 +105,4 @@ class TemperatureScaling:
         """
         if "temperature" not in state:
             raise ValueError(f"state: got {', '.join(state) or 'nothing'}, expected temperature")
-        self.temperature = _checked_temperature(state["temperature"])
-
-
-def _checked_temperature(temperature: float) -> float:
-    try:
-        good = math.isfinite(temperature) and temperature > 0
-    except TypeError:
-        good = False
-    if not good:
-        raise ValueError(f"temperature: got {temperature!r}, expected a finite number > 0")
-    return float(temperature)
+        self.temperature = float(_positive("temperature", state["temperature"]))
