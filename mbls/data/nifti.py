@@ -68,9 +68,9 @@ def read_pair(
     wrong = ~np.isin(classes, allowed)
     if wrong.any():
         also = "" if ignore_label is None else f" or {ignore_label} (ignore)"
+        first = str(classes[wrong][0].item()).removesuffix(".0")  # all its digits: 1.0000001 is not 1
         raise ValueError(
-            f"{labels}: got label {classes[wrong][0]:g} ({np.count_nonzero(wrong)} voxels), "
-            f"expected 0..{num_classes - 1}{also}"
+            f"{labels}: got label {first} ({np.count_nonzero(wrong)} voxels), expected 0..{num_classes - 1}{also}"
         )
     return Volume(image, classes.astype(np.uint8), _spacing(spatial, len(shape)), None)
 

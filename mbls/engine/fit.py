@@ -179,7 +179,8 @@ def fit(
 
     Raises:
         ValueError: an empty training set; a schedule for a loss without ``alpha``, or one that leaves the numbers >= 0;
-            a loss that is NaN or infinite; a checkpoint of another run, of more epochs, or one that cannot be read.
+            a loss or weights that are NaN or infinite; a checkpoint of another run, of more epochs, or one that cannot
+            be read.
         KeyboardInterrupt: after Ctrl-C, once the checkpoint is written.
     """
     settings = settings or FitSettings()
@@ -293,12 +294,18 @@ class _Run:
         """Over the batches done in this epoch, in all processes.
 
         Raises:
-            ValueError: it is NaN or infinite, so the weights are spoilt and must not be kept.
+            ValueError: it or a weight is NaN or infinite, so the weights are spoilt and must not be kept.
         """
         # A copy, since the reduction writes into what it is given.
         mean = float(cast(torch.Tensor, self.fabric.all_reduce(self.loss_sum.clone()))) / self.batches
         if not math.isfinite(mean):
             raise ValueError(f"loss: got {mean} in epoch {self.epoch + 1}, expected finite values; lower learning_rate")
+        # The loss shows what the last step made of the weights only in the step after it.
+        if not torch.stack([weight.detach().isfinite().all() for weight in self.model.parameters()]).all():
+            raise ValueError(
+                f"weights: got NaN or infinite ones in epoch {self.epoch + 1}, expected finite values; "
+                "lower learning_rate"
+            )
         return mean
 
     def finish_epoch(self, row: dict[str, float]) -> None:

@@ -179,6 +179,7 @@ def test_damaged_descriptions_and_missing_files(tmp_path):
         (np.zeros((32, 40, 4), np.uint8), None, r"got shape \(32, 40, 4\), expected \(32, 40, 3\)"),
         (np.full((32, 40, 3), 7, np.uint8), None, r"got label 7 \(3840 voxels\), expected 0..2"),
         (np.full((32, 40, 3), 0.5, np.float32), None, "got label 0.5"),
+        (np.full((32, 40, 3), 1.0000001, np.float32), None, r"got label 1.0000001\d* \(3840 voxels\)"),
         (np.zeros((32, 40, 3), np.uint8), np.diag([-1.0, 2, 3, 1]), "lies on another grid than a_0000.nii.gz"),
     ],
 )

@@ -613,6 +613,33 @@ def test_spoilt_weights_are_told_and_not_kept(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("loss", [CrossEntropyLoss(), MbLSLoss(margin=1.0), WithDice(CrossEntropyLoss())])
+def test_spoilt_weights_are_told_where_the_loss_does_not_look_at_its_value(loss, tmp_path, monkeypatch):
+    """As on a GPU, where the host would have to wait for it."""
+    monkeypatch.setattr("mbls.losses._raise_if_not_finite", lambda loss, logits: None)
+    train = Images(5, 1, 8, 8)
+    train.images[3] = math.nan
+    with pytest.raises(ValueError, match="loss: got nan in epoch 1, expected finite values"):
+        tiny_run(tmp_path, loss, train=train)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_weights_spoilt_by_an_epochs_last_step_are_told_and_not_kept(tmp_path):
+    """No loss shows it: its value is finite, its gradient is not, and no step follows."""
+
+    class RootOfZero(CrossEntropyLoss):
+        steps = 0
+
+        def forward(self, logits, target):
+            self.steps += 1
+            spoilt = (0 * logits.sum()).sqrt() if self.steps == math.ceil(5 / TINY.batch_size) else 0.0
+            return super().forward(logits, target) + spoilt
+
+    with pytest.raises(ValueError, match="weights: got NaN or infinite ones in epoch 1, expected finite values"):
+        tiny_run(tmp_path, RootOfZero())
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_callback_sees_each_validation_and_disturbs_nothing(val_set):
     quiet, expected = tiny_run(val=val_set, settings=replace(TINY, epochs=5, validate_every=2))
     seen = []
