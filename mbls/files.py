@@ -1,18 +1,26 @@
-"""Files that are written whole or not at all; text, JSON and tables."""
+"""Files that are written whole or not at all, and read within limits; text, JSON, tables and arrays."""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+import zipfile
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import numpy as np
     import pandas as pd
 
-__all__ = ["atomic_write", "write_json", "write_table", "write_text"]
+__all__ = ["MAX_BYTES", "MAX_TEXT", "atomic_write", "read_json", "read_npz", "write_json", "write_table", "write_text"]
+
+#: The most bytes that an array file may hold, unpacked: 2 GiB, a float32 volume of 512 x 512 x 2048 voxels. A file of a
+#: kilobyte can claim, or unpack to, more than any machine has.
+MAX_BYTES = 2**31
+#: The most bytes of a text that is read whole, such as a JSON file: 16 MiB.
+MAX_TEXT = 2**24
 
 
 @contextmanager
@@ -41,6 +49,60 @@ def atomic_write(path: Path) -> Iterator[Path]:
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file.
+
+    Args:
+        path: the file.
+
+    Raises:
+        OSError: no such file, or one that may not be read.
+        ValueError: not JSON, nested too deeply, or above :data:`MAX_TEXT` bytes.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "numbers.json"
+        >>> write_json([1, 2], path)
+        >>> read_json(path)
+        [1, 2]
+    """
+    size = path.stat().st_size
+    if size > MAX_TEXT:
+        raise ValueError(f"{path}: got {size} bytes of JSON, expected at most {MAX_TEXT}")
+    try:
+        return json.loads(path.read_bytes().decode("utf-8-sig"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: cannot be read as JSON ({error})") from error
+
+
+def read_npz(path: Path, names: Sequence[str] | None = None) -> dict[str, np.ndarray]:
+    """Arrays of an .npz file; never a pickle.
+
+    Args:
+        path: the file.
+        names: of the arrays; None takes all.
+
+    Returns:
+        Name -> array.
+
+    Raises:
+        OSError: no such file, or one that may not be read.
+        ValueError: damaged, without one of the arrays, or above :data:`MAX_BYTES` when unpacked.
+    """
+    import numpy as np
+
+    with path.open("rb") as file:
+        try:
+            with zipfile.ZipFile(file) as archive:
+                size = sum(entry.file_size for entry in archive.infolist())
+            if size > MAX_BYTES:
+                raise ValueError(f"{size} bytes when unpacked, expected at most {MAX_BYTES}")
+            with np.load(file) as arrays:
+                return {name: arrays[name] for name in (arrays.files if names is None else names)}
+        except Exception as error:  # each kind of damage has its own
+            raise ValueError(f"{path}: cannot be read as npz ({error}), expected a complete file") from error
 
 
 def write_table(table: pd.DataFrame, path: Path) -> None:

@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import functools
 import re
-import zipfile
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +18,7 @@ import numpy as np
 
 from mbls.data.dataset import Case, Dataset, Volume
 from mbls.data.nifti import read_pair
+from mbls.files import read_npz
 
 __all__ = [
     "CLASS_NAMES",
@@ -40,6 +39,8 @@ PHASES = ("ED", "ES")
 GROUPS = ("NOR", "DCM", "HCM", "MINF", "RV")
 #: File in the root of a phantom that says how it was made.
 PHANTOM_MARKER = "phantom.json"
+#: Bytes of an Info.cfg; ACDC's have about 70.
+_MAX_INFO = 2**16
 
 
 @dataclass(frozen=True)
@@ -120,7 +121,11 @@ def _read_info(folder: Path) -> Patient:
     path = folder / "Info.cfg"
     if not path.is_file():
         raise FileNotFoundError(f"{path}: missing, expected the patient's ED and ES frame numbers in it")
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    with path.open("rb") as file:
+        content = file.read(_MAX_INFO + 1)
+    if len(content) > _MAX_INFO:
+        raise ValueError(f"{path}: got more than {_MAX_INFO} bytes, expected a few lines such as 'ED: 1'")
+    lines = content.decode("utf-8-sig", errors="replace").splitlines()
     entries: dict[str, str] = {}
     for line in lines:
         key, colon, value = line.partition(":")
@@ -131,10 +136,9 @@ def _read_info(folder: Path) -> Patient:
         if phase not in entries:
             there = ", ".join(entries) or "none"
             raise ValueError(f"{path}: got no entry {phase!r} (entries: {there}), expected '{phase}: frame number'")
-        try:
-            return int(entries[phase])
-        except ValueError:
-            raise ValueError(f"{path}: got {phase}: {entries[phase]!r}, expected a number") from None
+        if not re.fullmatch(r"[0-9]{1,4}", entries[phase]):
+            raise ValueError(f"{path}: got {phase}: {entries[phase][:20]!r}, expected a frame number, 0..9999")
+        return int(entries[phase])
 
     return Patient(folder, frame("ED"), frame("ES"), entries.get("Group"))
 
@@ -151,13 +155,7 @@ def _read_probs(path: Path, shape: tuple[int, ...]) -> np.ndarray | None:
     """True label probabilities, stored as uint8 in 1/255."""
     if not path.is_file():
         return None
-    try:
-        with path.open("rb") as file, np.load(file) as archive:
-            probs = archive["probs"]
-    except (OSError, EOFError, KeyError, ValueError, zlib.error, zipfile.BadZipFile) as error:
-        raise ValueError(
-            f"{path}: cannot be read ({error}), expected an npz with the array 'probs'; make the phantom again"
-        ) from error
+    probs = read_npz(path, ["probs"])["probs"]
     expected = (NUM_CLASSES, *shape)
     if probs.shape != expected or probs.dtype != np.uint8 or not (probs.sum(0, dtype=np.int64) == 255).all():
         raise ValueError(f"{path}: got shape {probs.shape} of {probs.dtype}, expected uint8 {expected} summing to 255")

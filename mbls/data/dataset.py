@@ -8,7 +8,6 @@ phases of a heart, two visits), and no split ever parts them.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -16,6 +15,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+
+from mbls.files import read_json
 
 __all__ = ["Case", "Dataset", "Split", "Volume", "read_split", "repeated", "split"]
 
@@ -178,7 +179,7 @@ def read_split(path: str | Path, dataset: Dataset) -> Split:
     if not path.is_file():
         raise FileNotFoundError(f"split: got {path}, expected a JSON file with the subjects of train, val and test")
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
         named = [[str(name) for name in content[part]] for part in Split._fields]
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(

@@ -1,11 +1,13 @@
 """Download some patients of ACDC from its official server (Girder): only the frames that are used, resumable, checked.
 
 A file is fetched under a temporary name, ``.NAME.part``, which is kept so that a later call can resume. It is renamed
-only after it was checked, so a file under its real name is complete.
+only after it was checked, so a file under its real name is complete. What a server sends is taken within limits: no
+byte more than it announced, no list above 16 MiB, no less than a kilobyte a second, no redirection to another protocol.
 """
 
 from __future__ import annotations
 
+import errno
 import gzip
 import http.client
 import json
@@ -23,12 +25,18 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from mbls.data.acdc import PHASES, find_patients
+from mbls.files import MAX_BYTES, MAX_TEXT
 
 __all__ = ["FOLDER", "SERVER", "download_patients"]
 
 #: The challenge's own server and its folder of the data set, as quoted by public projects.
 SERVER = "https://humanheart-project.creatis.insa-lyon.fr/database/api/v1"
 FOLDER = "637218e573e9f0047faa00fc"
+#: Bytes a second, over :class:`_Girder`'s timeout, below which a server counts as silent.
+_SLOWEST = 1024
+#: Errors of our own disk, which another attempt does not mend.
+_OF_THE_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO}
+_OF_THE_DISK |= {errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG}
 
 _MANUAL = """To get the data by hand:
   1. open https://www.creatis.insa-lyon.fr/Challenge/acdc/databases.html in a browser and follow it to the database,
@@ -57,15 +65,16 @@ def download_patients(
         folder: identifier of the data set's folder; None is :data:`FOLDER`.
         tries: attempts for each file; each one resumes where the last one stopped.
         wait: seconds before the second attempt; doubled for each further one.
-        timeout: seconds to wait for an answer.
+        timeout: seconds to wait for an answer, or for a kilobyte for each of them.
 
     Returns:
         The folder ``out``.
 
     Raises:
         ValueError: num_patients < 1, or more than the server has.
-        ConnectionError: the server cannot be reached, refuses, or keeps sending damaged files. The message lists the
-            steps to get the data by hand.
+        ConnectionError: the server cannot be reached, refuses, or keeps sending what is not expected. The message lists
+            the steps to get the data by hand.
+        OSError: no space or no permission here.
     """
     if num_patients < 1:
         raise ValueError(f"num_patients: got {num_patients}, expected at least 1")
@@ -88,6 +97,17 @@ def download_patients(
     return out
 
 
+class _SameProtocol(urllib.request.HTTPRedirectHandler):
+    """Follow the server to another address, but not from https to http, nor to anything else."""
+
+    def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
+        allowed = ("https",) if req.type == "https" else ("http", "https")
+        if urllib.parse.urlsplit(newurl).scheme not in allowed:
+            fp.close()  # it holds the connection open
+            raise _ServerError(f"{req.full_url} redirects to {newurl}, expected {' or '.join(allowed)}")
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
 class _ServerError(Exception):
     """What the server said or did, in words."""
 
@@ -97,12 +117,25 @@ class _Girder:
 
     def __init__(self, root: str, tries: int, wait: float, timeout: float) -> None:
         self.root, self.tries, self.wait, self.timeout = root.rstrip("/"), tries, wait, timeout
+        self.opener = urllib.request.build_opener(_SameProtocol)
 
     def open(self, path: str, start: int = 0) -> http.client.HTTPResponse:
         request = urllib.request.Request(f"{self.root}/{path}")
         if start:
             request.add_header("Range", f"bytes={start}-")
-        return urllib.request.urlopen(request, timeout=self.timeout)
+        return self.opener.open(request, timeout=self.timeout)
+
+    def blocks(self, answer: http.client.HTTPResponse, what: str) -> Iterator[bytes]:
+        """What the server sends, as it comes, unless it comes too slowly."""
+        since, received = time.monotonic(), 0
+        while block := answer.read1(1 << 16):
+            yield block
+            received += len(block)
+            now = time.monotonic()
+            if now - since > self.timeout:
+                if received < _SLOWEST * (now - since):
+                    raise _Damaged(f"{what}: got {received} bytes in {now - since:.0f} s, expected a kilobyte a second")
+                since, received = now, 0
 
     def attempts(self, what: str) -> Iterator[_Attempt]:
         """Retry after errors that may pass (lost connections, 5xx, damaged files); stop if the server refuses."""
@@ -120,16 +153,22 @@ class _Girder:
                 raise _ServerError(f"{self.root} says {error.code} {error.reason} to {what}")
         raise _ServerError(f"{self.root}: {what} failed {self.tries} times (last: {last})")
 
-    def json(self, path: str) -> Any:
+    def entries(self, path: str) -> list[dict[str, Any]]:
+        """A list of the server's: folders or items, each with its name and identifier."""
         for attempt in self.attempts(path):
             with attempt, self.open(path) as answer:
-                return json.load(answer)
+                content = bytearray()
+                for block in self.blocks(answer, path):
+                    content += block
+                    if len(content) > MAX_TEXT:
+                        raise _Damaged(f"{path}: got more than {MAX_TEXT} bytes, expected a list")
+                return _checked_entries(bytes(content), path)
         raise AssertionError("attempts either succeeds or raises")
 
     def patient_folders(self, folder: str, depth: int = 2) -> Iterator[tuple[str, str]]:
         """(patientXXX, identifier) of the training patients below a folder."""
         query = urllib.parse.urlencode({"parentType": "folder", "parentId": folder, "limit": 0})
-        children = self.json(f"folder?{query}")
+        children = self.entries(f"folder?{query}")
         patients = [(child["name"], child["_id"]) for child in children if re.fullmatch(r"patient\d+", child["name"])]
         yield from patients
         if patients or depth == 0:
@@ -140,7 +179,7 @@ class _Girder:
 
     def items(self, folder: str) -> dict[str, dict[str, Any]]:
         query = urllib.parse.urlencode({"folderId": folder, "limit": 0})
-        return {item["name"]: item for item in self.json(f"item?{query}")}
+        return {item["name"]: item for item in self.entries(f"item?{query}")}
 
     def fetch(self, item: dict[str, Any], path: Path) -> None:
         """Download an item to a path unless the file exists; resume from ``.NAME.part`` if there is one."""
@@ -149,6 +188,7 @@ class _Girder:
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_name(f".{path.name}.part")
         size = item.get("size")
+        most = MAX_BYTES if size is None else size
         for attempt in self.attempts(item["name"]):
             with attempt:
                 have = part.stat().st_size if part.is_file() else 0
@@ -156,12 +196,15 @@ class _Girder:
                     part.unlink()
                     have = 0
                 if size is None or have < size:
-                    with self.open(f"item/{item['_id']}/download", have) as answer:
+                    with self.open(f"item/{urllib.parse.quote(item['_id'], safe='')}/download", have) as answer:
                         # A server that ignores the range answers 200 with the whole file.
                         mode = "ab" if have and answer.status == 206 else "wb"
                         with part.open(mode) as file:
-                            while block := answer.read(1 << 16):
+                            for block in self.blocks(answer, path.name):
                                 file.write(block)
+                                if file.tell() > most:
+                                    file.truncate(0)  # nothing to resume from
+                                    raise _Damaged(f"{path.name}: got more bytes than the {most} expected")
                 _require_complete(part, size, path.name)
                 os.replace(part, path)
 
@@ -180,11 +223,28 @@ class _Attempt:
         self.done, self.error = error is None, error
         if isinstance(error, urllib.error.HTTPError):
             error.close()  # it holds the connection open
-        return isinstance(error, (OSError, http.client.HTTPException, json.JSONDecodeError, _Damaged))
+        if isinstance(error, OSError) and error.errno in _OF_THE_DISK and not isinstance(error, urllib.error.URLError):
+            return False
+        return isinstance(error, (OSError, http.client.HTTPException, _Damaged))
 
 
 class _Damaged(Exception):
-    """A file that arrived short or broken."""
+    """A file or a list that arrived short, broken, or too large."""
+
+
+def _checked_entries(content: bytes, path: str) -> list[dict[str, Any]]:
+    try:
+        entries = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise _Damaged(f"{path}: no JSON ({error})") from error
+    if not isinstance(entries, list):
+        raise _Damaged(f"{path}: got {str(entries)[:80]}, expected a list")
+    for entry in entries:
+        named = isinstance(entry, dict) and all(isinstance(entry.get(key), str) for key in ("name", "_id"))
+        size = entry.get("size") if named else 0
+        if not named or not (size is None or (isinstance(size, int) and 0 <= size <= MAX_BYTES)):
+            raise _Damaged(f"{path}: got {str(entry)[:80]}, expected a name, an _id and a size")
+    return entries
 
 
 def _require_complete(part: Path, size: int | None, name: str) -> None:
@@ -194,8 +254,11 @@ def _require_complete(part: Path, size: int | None, name: str) -> None:
     if name.endswith(".gz"):
         try:
             with gzip.open(part) as file:
-                while file.read(1 << 20):
-                    pass
+                unpacked = 0
+                while block := file.read(1 << 20):
+                    unpacked += len(block)
+                    if unpacked > MAX_BYTES:
+                        raise EOFError(f"more than {MAX_BYTES} bytes when unpacked")
         except (EOFError, OSError, zlib.error) as error:
             part.unlink()  # nothing to resume from
             raise _Damaged(f"{name}: damaged gzip ({error})") from error
@@ -220,7 +283,11 @@ def _download_patient(api: _Girder, folder: str, target: Path) -> None:
     _require_item(items, "Info.cfg", target.name)
     waiting = target / ".waiting" / target.name / "Info.cfg"
     api.fetch(items["Info.cfg"], waiting)
-    (patient,) = find_patients(waiting.parents[1])
+    try:
+        (patient,) = find_patients(waiting.parents[1])
+    except ValueError as error:  # such as a page that says "please log in"
+        waiting.unlink()
+        raise _ServerError(f"the server sent another file than Info.cfg for {target.name} ({error})") from error
     for phase in PHASES:
         for kind in ("image", "labels"):
             name = patient.path(phase, kind).name

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-import zlib
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import nibabel as nib
 import numpy as np
-from nibabel.filebasedimages import ImageFileError
+from nibabel.openers import ImageOpener
 
 from mbls.data.dataset import Volume
+from mbls.files import MAX_BYTES
 
 __all__ = ["read_pair"]
 
 #: By how much two affines of one case may differ, in mm.
 _SAME_GRID = 1e-3
+#: As float32 they fill :data:`~mbls.files.MAX_BYTES`: 512 x 512 x 2048.
+_MAX_VOXELS = MAX_BYTES // 4
+#: Bytes of the header and of what may stand between it and the voxels, such as a DICOM header.
+_MAX_HEADER = 2**20
 
 
 def read_pair(
@@ -24,7 +29,8 @@ def read_pair(
 ) -> Volume:
     """Image and labels of one case, without its truth.
 
-    Spacing counts as unknown where the header names no unit and all voxel sizes are 1.
+    Spacing counts as unknown where the header names no unit and all voxel sizes are 1. A header that claims more
+    voxels than fit into :data:`~mbls.files.MAX_BYTES` as float32 is refused before anything is unpacked.
 
     Args:
         images: a file a channel, or one file whose last axis holds the channels where ``channels`` is above 1.
@@ -35,8 +41,9 @@ def read_pair(
 
     Raises:
         FileNotFoundError: a file is missing.
-        ValueError: a file that cannot be read to its end; an image that is not finite or not 2-D or 3-D; labels of
-            another grid than the image's, or of a class that is not known.
+        ValueError: a file that cannot be read to its end, is too large, holds no plain numbers or has voxels without a
+            size; an image that is not finite or not 2-D or 3-D; labels of another grid than the image's, or of a class
+            that is not known.
     """
     channels = len(images) if channels is None else channels
     parts = [_read(path) for path in images]
@@ -57,7 +64,8 @@ def read_pair(
     shape = arrays[0].shape
     if len(shape) not in (2, 3) or 0 in shape:
         raise ValueError(f"{images[0]}: got shape {shape}, expected 2 or 3 dimensions (x, y[, z])")
-    image = np.stack(arrays).astype(np.float32)
+    with np.errstate(over="ignore"):  # what is too large for float32 becomes infinite, which is refused
+        image = np.stack(arrays).astype(np.float32)
     if not np.isfinite(image).all():
         raise ValueError(
             f"{images[0]}: got {np.count_nonzero(~np.isfinite(image))} NaN or infinite intensities, expected none"
@@ -80,12 +88,42 @@ def _read(path: Path) -> tuple[np.ndarray, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: missing, expected a NIfTI volume")
     try:
+        _check_header(path)
         volume: Any = nib.load(path)  # its declared type is a base class without dataobj
         return np.asarray(volume.dataobj), volume
-    except (EOFError, OSError, zlib.error, ImageFileError, ValueError) as error:
+    except PermissionError:
+        raise
+    except _WrongHeader as error:
+        raise ValueError(f"{path}: got {error}") from error
+    except Exception as error:  # each kind of damage has its own
         raise ValueError(
             f"{path}: cannot be read as NIfTI ({error}), expected a complete file; fetch or make it again"
         ) from error
+
+
+class _WrongHeader(Exception):
+    """What the header says, and what is expected."""
+
+
+def _check_header(path: Path) -> None:
+    """Look at what a file claims before anything is unpacked: it may claim more than the machine has."""
+    with ImageOpener(str(path)) as file:
+        block = file.read(540)
+    kind = nib.Nifti2Header if 540 in (int.from_bytes(block[:4], order) for order in ("little", "big")) else None
+    header: Any = nib.Nifti1Header(block[:348], check=False) if kind is None else kind(block, check=False)
+    shape, dtype, _ = header.get_data_shape(), header.get_data_dtype(), header.get_xyzt_units()
+    if dtype.kind not in "iuf":
+        raise _WrongHeader(f"voxels of {dtype}, expected whole numbers or floating point")
+    if any(length < 0 for length in shape) or math.prod(map(int, shape)) > _MAX_VOXELS:
+        raise _WrongHeader(f"the shape {shape}, expected at most {_MAX_VOXELS} voxels")
+    offset = float(header["vox_offset"])
+    if not 0 <= offset <= _MAX_HEADER:
+        raise _WrongHeader(f"voxels from byte {offset:g} on, expected at most {_MAX_HEADER} bytes before them")
+    spacing = [float(step) for step in header["pixdim"][1 : 1 + min(len(shape), 3)]]
+    if not all(math.isfinite(step) and step > 0 for step in spacing):
+        raise _WrongHeader(f"the voxel sizes {spacing}, expected finite numbers > 0 in mm")
+    if not np.isfinite(header.get_best_affine()).all():
+        raise _WrongHeader("an affine that is not finite, expected a position in mm")
 
 
 def _check_grid(

@@ -10,7 +10,6 @@ channels last. Isensee et al., Nature Methods 2021; Antonelli et al., Nature Com
 from __future__ import annotations
 
 import functools
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Any
 
 from mbls.data.dataset import Case, Dataset
 from mbls.data.nifti import read_pair
+from mbls.files import read_json
 
 __all__ = ["DESCRIPTION", "scan_nnunet"]
 
@@ -78,10 +78,7 @@ def _read_json(path: Path) -> dict[str, Any]:
         raise FileNotFoundError(f"root: got {path.parent}, expected an existing folder in the nnU-Net layout")
     if not path.is_file():
         raise FileNotFoundError(f"{path}: missing, expected the data set's description")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: cannot be read as JSON ({error})") from error
+    content = read_json(path)
     if not isinstance(content, dict) or not isinstance(content.get("labels"), dict):
         raise ValueError(
             f'{path}: got no "labels" in it, expected {{"background": 0, ...}} or {{"0": "background", ...}}'

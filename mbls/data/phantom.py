@@ -17,6 +17,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,6 +28,7 @@ from scipy.special import ndtr
 from tqdm.auto import tqdm
 
 from mbls.data.acdc import GROUPS, NUM_CLASSES, PHANTOM_MARKER, PHASES
+from mbls.files import read_json
 
 __all__ = ["make_phantom"]
 
@@ -103,23 +105,50 @@ def make_phantom(root: str | Path, num_patients: int = 20, seed: int = 0) -> Pat
         "version": _VERSION,
     }
     marker = root / PHANTOM_MARKER
-    if marker.is_file() and json.loads(marker.read_text()) == recipe:
+    if marker.is_file() and read_json(marker) == recipe:
         return root
     if root.exists() and any(root.iterdir()):
         raise FileExistsError(f"root: {root} holds something else than this phantom; delete it or name another folder")
-    # Built under a temporary name, so that an interrupted run leaves no half phantom behind the real name.
+    # Built under a temporary name, so that an interrupted run leaves no half phantom behind the real name; its process
+    # is in the name, so that two runs at once do not disturb each other.
     building = root.with_name(f".{root.name}.{os.getpid()}.part")
+    _remove_left_over(root, building)
     try:
         for number in tqdm(range(1, num_patients + 1), desc="phantom", unit="patient"):
             _write_patient(building / "training" / f"patient{number:03d}", number, seed)
         # Last, so that it also marks a complete phantom.
         (building / PHANTOM_MARKER).write_text(json.dumps(recipe, indent=1) + "\n")
-        if root.exists():
-            root.rmdir()
-        building.rename(root)
+        try:
+            with suppress(OSError):  # an empty folder makes room
+                root.rmdir()
+            building.rename(root)
+        except OSError:
+            if not (marker.is_file() and read_json(marker) == recipe):
+                raise
+            # Another run made the same in the meantime.
     finally:
         shutil.rmtree(building, ignore_errors=True)
     return root
+
+
+def _remove_left_over(root: Path, building: Path) -> None:
+    """What killed runs left beside the root: of a process that is gone, or that had our number."""
+    for folder in root.parent.glob(f".{root.name}.*.part"):
+        number = folder.name.removesuffix(".part").rpartition(".")[2]
+        if folder == building or not (number.isdigit() and _is_running(int(number))):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _is_running(process: int) -> bool:
+    if os.name != "posix":  # the signal 0 asks only there
+        return True
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # of another user
+        pass
+    return True
 
 
 def _write_patient(folder: Path, number: int, seed: int) -> None:

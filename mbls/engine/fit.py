@@ -475,7 +475,12 @@ def _write(fabric: Fabric, path: Path, state: dict[str, Any]) -> None:
     """Replace a file, once what is written has been read back; else the file of before stays."""
     if fabric.global_rank == 0:
         with atomic_write(path) as part:
-            torch.save({**state, "checksum": weights_checksum(state["model"])}, part)
+            try:
+                torch.save({**state, "checksum": weights_checksum(state["model"])}, part)
+            except RuntimeError as error:  # what torch makes of a full disk
+                raise OSError(
+                    f"{path}: cannot be written ({_first_line(error)}); the file of before is kept"
+                ) from error
             try:
                 torch.load(part, map_location="cpu", weights_only=True)
             except Exception as error:  # torch raises a different type for each kind of trouble

@@ -23,7 +23,7 @@ from tqdm.auto import tqdm
 from mbls.constraints import logit_distances, mean_loser_distance
 from mbls.data.slices import IGNORED
 from mbls.engine.predict import Prediction
-from mbls.files import atomic_write, write_table
+from mbls.files import atomic_write, read_npz, write_table
 from mbls.metrics import (
     CalibrationBins,
     Region,
@@ -294,8 +294,7 @@ class Judgement:
         # Not by pandas: a group may be called "NA", a subject "007".
         with (folder / f"cases{name}.csv").open(encoding="utf-8", newline="") as file:
             cases = [{column: _value(column, text) for column, text in row.items()} for row in csv.DictReader(file)]
-        with np.load(folder / f"bins{name}.npz") as archive:
-            arrays = {key: archive[key] for key in archive.files}
+        arrays = read_npz(folder / f"bins{name}.npz")
         class_names = tuple(arrays["class_names"].tolist())
         case_bins: dict[str, list[CalibrationBins]] = {}
         distances = {}

@@ -3,9 +3,6 @@ time."""
 
 from __future__ import annotations
 
-import json
-import zipfile
-import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +16,7 @@ from torch import nn
 
 from mbls.data.slices import SliceDataset, VolumeSlices
 from mbls.engine.devices import forward_flops, make_fabric, set_memory_format, threads_for
-from mbls.files import atomic_write, write_json
+from mbls.files import atomic_write, read_json, read_npz, write_json
 from mbls.posthoc import TemperatureScaling
 
 __all__ = [
@@ -168,11 +165,7 @@ class PredictionFolder:
         path = self.folder / f"{case}.npz"
         if not path.is_file():
             raise FileNotFoundError(f"{path}: missing, expected the prediction that {INDEX} names")
-        try:
-            with path.open("rb") as file, np.load(file) as archive:
-                parts = {name: archive[name] for name in ("log_probs", "labels", "subject", "group", "spacing")}
-        except (OSError, EOFError, KeyError, ValueError, zlib.error, zipfile.BadZipFile) as error:
-            raise ValueError(f"{path}: cannot be read as a kept prediction ({error})") from error
+        parts = read_npz(path, ["log_probs", "labels", "subject", "group", "spacing"])
         logits, labels = parts["log_probs"], parts["labels"]
         expected = (len(self.class_names), *labels.shape)
         if logits.shape != expected or logits.dtype != np.float16:
@@ -198,7 +191,7 @@ def read_predictions(folder: str | Path) -> PredictionFolder:
     if not index.is_file():
         raise FileNotFoundError(f"{index}: missing, expected a folder of kept predictions")
     try:
-        content = json.loads(index.read_text(encoding="utf-8"))
+        content = read_json(index)
         names, cases = tuple(map(str, content["class_names"])), tuple(map(str, content["cases"]))
         return PredictionFolder(index.parent, str(content["data"]), names, cases)
     except (ValueError, KeyError, TypeError) as error:

@@ -24,7 +24,7 @@ from mbls.engine.devices import make_fabric
 from mbls.engine.fit import BEST, CHECKPOINT, Fit, FitSettings, fit, load_weights, weights_checksum
 from mbls.engine.judge import Judgement, columns, judge
 from mbls.engine.predict import Prediction, fit_temperature, keep, predict, read_predictions, write_index
-from mbls.files import write_json, write_table
+from mbls.files import read_json, write_json, write_table
 from mbls.losses import AlphaSchedule, build_loss, loss_name
 from mbls.networks.backbones import build_network
 from mbls.networks.unet import Norm
@@ -467,7 +467,11 @@ def _refuse_another(path: Path, identity: dict[str, Any]) -> None:
 
     if not path.is_file():
         return
-    recorded, wanted = comparable(json.loads(path.read_text())), comparable(identity)
+    try:
+        recorded = comparable(read_json(path))
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path}: cannot be read as an experiment ({error!r}); name another folder") from error
+    wanted = comparable(identity)
     different = [name for name in wanted if recorded.get(name) != wanted[name]]
     if different:
         raise ValueError(f"{path}: is of another experiment ({', '.join(different)} differ); name another folder")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import itertools
-import json
 import platform
 import shlex
 import subprocess
@@ -22,7 +21,7 @@ from lightning_fabric import Fabric
 
 import mbls
 from mbls.engine.judge import Judgement
-from mbls.files import write_json, write_table
+from mbls.files import read_json, write_json, write_table
 
 __all__ = ["HISTORY", "KEYS", "RESULT", "WEIGHTS", "Result", "as_table", "merge", "provenance", "write_tables"]
 
@@ -55,7 +54,7 @@ class Result(NamedTuple):
             ValueError: files that cannot be read.
         """
         try:
-            rows = json.loads((folder / RESULT).read_text(encoding="utf-8"))
+            rows = read_json(folder / RESULT)
             judgements = [Judgement.load(folder, f"-{row[WEIGHTS]}") for row in rows]
             return cls(rows, judgements, pd.read_csv(folder / HISTORY))
         except (OSError, ValueError, KeyError, TypeError) as error:

@@ -133,7 +133,7 @@ DAMAGE = {
     ),
     "affine of NaN": (
         lambda folder: relabel(folder, lambda labels: labels, affine=moved(np.nan)),
-        "lies on another grid|cannot be read",
+        "affine that is not finite",
     ),
     "NaN intensity": (poison, "got 1 NaN"),
     "no ED": (

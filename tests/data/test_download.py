@@ -1,9 +1,13 @@
 """The downloader against a small Girder stand-in on loopback that also cuts connections and sends damaged files."""
 
+import contextlib
+import errno
+import itertools
 import json
 import re
 import socket
 import threading
+import time
 from collections import Counter
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, urlparse
@@ -28,6 +32,8 @@ class Girder:
         self.ranges = []
         self.spoil = {}
         self.status = None
+        self.redirect = None
+        self.lists = {}  # path -> the bytes that are sent instead
         self.ignore_range = False
         girder = self
 
@@ -47,6 +53,16 @@ class Girder:
         query = {key: values[0] for key, values in parse_qs(url.query).items()}
         if self.status is not None:
             handler.send_error(self.status)
+        elif self.redirect is not None:
+            handler.send_response(302)
+            handler.send_header("Location", self.redirect)
+            handler.end_headers()
+        elif url.path in self.lists:
+            handler.send_response(200)
+            handler.end_headers()
+            with contextlib.suppress(OSError):  # whoever hangs up has seen enough
+                for block in self.lists[url.path]:
+                    handler.wfile.write(block)
         elif url.path == "/api/v1/folder":
             children = {
                 "ROOT": [("training", "TRAIN"), ("testing", "TEST")],
@@ -81,18 +97,27 @@ class Girder:
         if wanted and not self.ignore_range:
             start = int(re.fullmatch(r"bytes=(\d+)-", wanted).group(1))
             self.ranges.append((name, start))
-        handler.send_response(206 if start else 200)
-        handler.send_header("Content-Length", str(len(data) - start))
-        handler.end_headers()
         body = data[start:]
         how = self.spoil.get(name, [])
         spoilt = how.pop(0) if how else None
+        if spoilt == "page":  # a proxy's, in the place of the file
+            body = b"<html>please log in</html>".ljust(len(body))
+        handler.send_response(206 if start else 200)
+        if spoilt not in ("endless", "drip"):
+            handler.send_header("Content-Length", str(len(body)))
+        handler.end_headers()
         if spoilt == "cut":  # the connection breaks in the middle
             handler.wfile.write(body[: len(body) // 2])
             handler.wfile.flush()
             handler.connection.shutdown(socket.SHUT_RDWR)
         elif spoilt == "garble":  # the right length, damaged content
             handler.wfile.write(bytes(len(body)))
+        elif spoilt in ("endless", "drip"):
+            with contextlib.suppress(OSError):  # until the other side hangs up
+                for place in itertools.count():
+                    handler.wfile.write(body[place : place + 1] if spoilt == "drip" else bytes(1 << 16))
+                    handler.wfile.flush()
+                    time.sleep(0.02 if spoilt == "drip" else 0)
         else:
             handler.wfile.write(body)
 
@@ -175,6 +200,80 @@ def test_a_no_is_final(girder, tmp_path, status):
     with pytest.raises(ConnectionError, match=rf"says {status}[\s\S]*by hand"):
         download(girder, tmp_path / "acdc")
     assert not (tmp_path / "acdc").exists()
+
+
+def test_a_page_instead_of_info_is_said_and_the_next_run_goes_on(girder, tmp_path):
+    girder.spoil["Info.cfg"] = ["page"]
+    with pytest.raises(ConnectionError, match=r"another file than Info\.cfg for patient001 [\s\S]*no entry 'ED'"):
+        download(girder, tmp_path / "acdc", 1)
+    assert check_dataset(download(girder, tmp_path / "acdc", 1)) == {"patient001": []}
+    assert leftovers(tmp_path / "acdc") == []
+
+
+@pytest.mark.parametrize("how", ["endless", "drip"])
+def test_what_never_ends_is_ended(girder, tmp_path, how):
+    """More bytes than announced, or a byte now and then: another attempt, after a bounded time and space."""
+    name = "patient001_frame01.nii.gz"
+    girder.spoil[name] = [how]
+    out = download_patients(tmp_path / "acdc", 1, girder.url, "ROOT", tries=2, wait=0.01, timeout=0.5)
+    assert check_dataset(out) == {"patient001": []}
+    girder.spoil[name] = [how, how]
+    (out / "training" / "patient001" / name).unlink()
+    (out / "training" / "patient001" / "Info.cfg").unlink()
+    message = r"more bytes than the \d+ expected" if how == "endless" else "expected a kilobyte a second"
+    with pytest.raises(ConnectionError, match=message):
+        download_patients(out, 1, girder.url, "ROOT", tries=2, wait=0.01, timeout=0.5)
+    assert sum(path.stat().st_size for path in out.rglob(".*.part")) < 1 << 20
+
+
+ODD_LISTS = {
+    "null": b"null",
+    "a dict": b'{"name": "patient001"}',
+    "no names": b'[{"_id": "a"}]',
+    "numbers": b"[1, 2]",
+    "a size of letters": b'[{"name": "patient001", "_id": "a", "size": "b"}]',
+    "a negative size": b'[{"name": "patient001", "_id": "a", "size": -1}]',
+    "nested": b"[" * 100_000,
+    "a page": b"<html></html>",
+}
+
+
+@pytest.mark.parametrize("content", ODD_LISTS.values(), ids=ODD_LISTS)
+@pytest.mark.parametrize("kind", ["folder", "item"])
+def test_odd_lists_are_refused(girder, tmp_path, content, kind):
+    girder.lists[f"/api/v1/{kind}"] = [content]
+    with pytest.raises(ConnectionError, match=r"failed 2 times .*(no JSON|expected a list|expected a name)"):
+        download(girder, tmp_path / "acdc", tries=2)
+
+
+def test_a_list_without_end_is_not_kept(girder, tmp_path):
+    girder.lists["/api/v1/folder"] = iter(lambda: b" " * (1 << 20), None)
+    with pytest.raises(ConnectionError, match=r"got more than 16777216 bytes, expected a list"):
+        download(girder, tmp_path / "acdc", tries=1)
+
+
+@pytest.mark.parametrize("target", ["file:///etc/passwd", "ftp://127.0.0.1/a"])
+def test_a_redirection_elsewhere_is_not_followed(girder, tmp_path, target):
+    girder.redirect = target
+    with pytest.raises(
+        ConnectionError, match=rf"(redirects to {target}, expected http or https|url '{target}' is not allowed)"
+    ):
+        download(girder, tmp_path / "acdc")
+
+
+def test_a_full_disk_is_not_the_servers_fault(girder, tmp_path, monkeypatch, capsys):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("os.replace", full)
+        with pytest.raises(OSError, match="No space left"):
+            download(girder, tmp_path / "acdc", 1)
+        assert sum(girder.requests.values()) == 1
+        command = ["download", "--out", str(tmp_path / "acdc"), "--server", girder.url, "--folder", "ROOT"]
+        assert main([*command, "--patients", "1"]) == 2
+        assert capsys.readouterr().err.endswith("\nmbls download: [Errno 28] No space left on device\n")
+    assert check_dataset(download(girder, tmp_path / "acdc", 1)) == {"patient001": []}
 
 
 def test_server_errors_are_tried_again(girder, tmp_path):

@@ -88,7 +88,7 @@ def test_damaged_folders_are_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"b\.npz: missing"):
         list(read_predictions(tmp_path))
     (tmp_path / "a.npz").write_bytes((tmp_path / "a.npz").read_bytes()[:1000])
-    with pytest.raises(ValueError, match=r"a\.npz: cannot be read as a kept prediction"):
+    with pytest.raises(ValueError, match=r"a\.npz: cannot be read as npz"):
         next(iter(read_predictions(tmp_path)))
     (tmp_path / "predictions.json").write_text(json.dumps({"data": "Belly"}))
     with pytest.raises(ValueError, match=r"predictions\.json: cannot be read"):
