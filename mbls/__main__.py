@@ -13,7 +13,7 @@ import io
 import os
 import sys
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,12 +37,8 @@ def main(arguments: list[str] | None = None) -> int:
     0: fine; 1: ``check`` found problems, ``merge`` unfinished runs; 2: an error in the arguments or the data.
     """
     options = _parser().parse_args(arguments)
-    shown = contextlib.nullcontext()
-    if options.quiet:
-        os.environ["TQDM_DISABLE"] = "1"  # read when tqdm is imported, which is later
-        shown = contextlib.redirect_stdout(io.StringIO())
     try:
-        with shown:
+        with _quiet() if options.quiet else contextlib.nullcontext():
             return options.run(options)
     except (ValueError, OSError, ImportError) as error:
         print(f"mbls {options.command}: {_naming_the_option(str(error), options)}", file=sys.stderr)
@@ -50,6 +46,21 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"mbls {options.command}: stopped; the same command goes on from here", file=sys.stderr)
         return 130
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Neither words nor bars, here and in the processes that are started."""
+    before = os.environ.get("TQDM_DISABLE")
+    os.environ["TQDM_DISABLE"] = "1"
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        if before is None:
+            del os.environ["TQDM_DISABLE"]
+        else:
+            os.environ["TQDM_DISABLE"] = before
 
 
 def _naming_the_option(message: str, options: argparse.Namespace) -> str:

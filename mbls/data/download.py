@@ -22,10 +22,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tqdm.auto import tqdm
-
 from mbls.data.acdc import PHASES, find_patients
 from mbls.files import MAX_BYTES, MAX_TEXT
+from mbls.progress import progress_bar
 
 __all__ = ["FOLDER", "SERVER", "download_patients"]
 
@@ -87,7 +86,7 @@ def download_patients(
                 f"num_patients: got {num_patients}, expected at most the {len(available)} patients on the server"
             )
         chosen = _spread(sorted(available))[:num_patients]
-        with tqdm(total=num_patients, desc="download", unit="patient") as bar:
+        with progress_bar(total=num_patients, desc="download", unit="patient") as bar:
             for name in chosen:
                 bar.set_postfix_str(name)
                 _download_patient(api, available[name], out / "training" / name)

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tqdm.auto import tqdm
-
 from mbls.data.acdc import scan_acdc
 from mbls.data.dataset import Dataset
 from mbls.data.nnunet import DESCRIPTION, scan_nnunet
+from mbls.progress import progress_bar
 
 __all__ = ["check_dataset", "read_dataset"]
 
@@ -49,7 +48,7 @@ def check_dataset(root: str | Path, subject: str | None = None) -> dict[str, lis
     """
     dataset, problems = _scan(root, subject)
     report = {name: [str(problem)] for name, problem in problems.items()}
-    for case in tqdm(dataset.cases, desc="check", unit="case", leave=False, delay=2):
+    for case in progress_bar(dataset.cases, desc="check", unit="case", leave=False, delay=2):
         found = report.setdefault(case.subject, [])
         try:
             volume = case.read()

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
-from tqdm.auto import tqdm
 
 from mbls.data.acdc import PHASES, find_patients
 from mbls.files import atomic_write
+from mbls.progress import progress_bar
 
 __all__ = ["pack_patients"]
 
@@ -43,7 +43,7 @@ def pack_patients(root: str | Path, out: str | Path, size: int = 192) -> Path:
     patients = find_patients(root)
     out.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(out) as part, tarfile.open(part, "w:xz") as archive:
-        for patient in tqdm(patients, desc="pack", unit="patient", leave=False):
+        for patient in progress_bar(patients, desc="pack", unit="patient", leave=False):
             files = {"Info.cfg": (patient.folder / "Info.cfg").read_bytes()}
             for case in patient.cases():
                 case.read()  # raises where something is wrong with it

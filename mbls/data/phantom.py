@@ -25,10 +25,10 @@ import nibabel as nib
 import numpy as np
 from scipy.ndimage import gaussian_filter
 from scipy.special import ndtr
-from tqdm.auto import tqdm
 
 from mbls.data.acdc import GROUPS, NUM_CLASSES, PHANTOM_MARKER, PHASES
 from mbls.files import read_json
+from mbls.progress import progress_bar
 
 __all__ = ["make_phantom"]
 
@@ -114,7 +114,7 @@ def make_phantom(root: str | Path, num_patients: int = 20, seed: int = 0) -> Pat
     building = root.with_name(f".{root.name}.{os.getpid()}.part")
     _remove_left_over(root, building)
     try:
-        for number in tqdm(range(1, num_patients + 1), desc="phantom", unit="patient"):
+        for number in progress_bar(range(1, num_patients + 1), desc="phantom", unit="patient"):
             _write_patient(building / "training" / f"patient{number:03d}", number, seed)
         # Last, so that it also marks a complete phantom.
         (building / PHANTOM_MARKER).write_text(json.dumps(recipe, indent=1) + "\n")

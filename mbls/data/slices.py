@@ -9,9 +9,9 @@ from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
-from tqdm.auto import tqdm
 
 from mbls.data.dataset import Dataset, Volume
+from mbls.progress import progress_bar
 
 __all__ = ["IGNORED", "Scaling", "SliceDataset", "VolumeSlices", "augmentation", "fingerprint"]
 
@@ -90,7 +90,7 @@ class SliceDataset(torch.utils.data.Dataset):
         self.volumes: list[VolumeSlices] = []
         self.digests: dict[str, str] = {}
         images, labels, truth = [], [], []
-        for case in tqdm(dataset.cases, desc="read", unit="case", leave=False, delay=30):
+        for case in progress_bar(dataset.cases, desc="read", unit="case", leave=False, delay=30):
             volume = case.read()
             self.digests[case.id] = _digest(volume)
             volume = _stack_of_slices(volume)

@@ -35,6 +35,7 @@ from mbls.engine.devices import forward_flops, make_fabric, set_memory_format, t
 from mbls.engine.judge import columns, judge
 from mbls.engine.predict import predict
 from mbls.files import atomic_write
+from mbls.progress import progress_bar
 
 __all__ = ["BEST", "CHECKPOINT", "Fit", "FitSettings", "TrainingSet", "fit", "load_weights", "weights_checksum"]
 
@@ -196,7 +197,7 @@ def fit(
     loss = fabric.to_device(loss)
     batches = _Batches(train, settings, fabric)
     flops = forward_flops(model, (min(settings.batch_size, len(train)), *train.images.shape[1:]))
-    bar = tqdm(
+    bar = progress_bar(
         total=settings.epochs * len(batches),
         initial=run.epoch * len(batches) + run.batches,
         desc="fit",

@@ -18,7 +18,6 @@ import numpy as np
 import pandas as pd
 import torch
 from lightning_fabric import Fabric
-from tqdm.auto import tqdm
 
 from mbls.constraints import logit_distances, mean_loser_distance
 from mbls.data.slices import IGNORED
@@ -33,6 +32,7 @@ from mbls.metrics import (
     region_mask,
     segmentation_scores,
 )
+from mbls.progress import progress_bar
 
 __all__ = [
     "DISTANCE_EDGES",
@@ -397,7 +397,7 @@ def judge(
         {key: [] for key in keys},
         {region: np.zeros(len(DISTANCE_EDGES) - 1, dtype=np.int64) for region in ENDINGS},
     )
-    for prediction in tqdm(predictions, desc="judge", unit="case", leave=False, disable=not progress):
+    for prediction in progress_bar(predictions, desc="judge", unit="case", leave=False, disable=not progress):
         _check(prediction, class_names)
         row: dict[str, Any] = {"case": prediction.id, "subject": prediction.subject, "group": prediction.group}
         row |= _overlap(prediction, overlap, class_names)

@@ -1,0 +1,216 @@
+"""Faults by force: processes killed at any moment, full disks, folders that may not be written."""
+
+import errno
+import hashlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from data.test_download import Girder
+
+from mbls.__main__ import main
+from mbls.data.phantom import make_phantom
+from mbls.engine.fit import weights_checksum
+
+#: Kills of each command; the table in tests/README.md says how many were tried by hand.
+KILLS = int(os.environ.get("MBLS_KILLS", "5"))
+#: What differs between two runs of the same: times, and the moment.
+TIMES = ("seconds", "train_seconds", "wall_seconds", "made_finished", "made_command", "finished", "command")
+TRAINING = ["--size", "32", "--crop", "96", "--base-channels", "4", "--levels", "3", "--no-surface", "--quiet"]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("force")
+    root = make_phantom(folder / "phantom", num_patients=5, seed=0)
+    names = [f"patient{number:03d}" for number in range(1, 6)]
+    split = folder / "split.json"
+    split.write_text(json.dumps({"train": names[:3], "val": names[3:4], "test": names[4:]}))
+    girder = Girder(root / "training")
+    yield root, split, girder
+    girder.server.shutdown()
+    girder.server.server_close()
+
+
+def command(name, data, out):
+    root, split, girder = data
+    train = ["--data", str(root), "--patients", "3,1,1", "--epochs", "3", *TRAINING]
+    study = ["--protocol", "reduced", "--parts", "weights", "--seeds", "0", "--epochs", "1", "--quiet"]
+    arguments = {
+        "phantom": ["--out", str(out / "phantom"), "--patients", "3"],
+        "pack": ["--data", str(root), "--out", str(out / "small.tar.xz"), "--size", "64"],
+        "download": ["--out", str(out), "--server", girder.url, "--folder", "ROOT", "--patients", "3"],
+        "train": ["--out", str(out), "--keep-predictions", *train],
+        "compare": ["--out", str(out), "--losses", "ce", "mbls:margin=3", *train],
+        "study": ["--data", str(root), "--split", str(split), "--out", str(out), *study],
+    }[name]
+    return [sys.executable, "-m", "mbls", name, *arguments]
+
+
+def content(folder: Path) -> dict[str, str]:
+    """What a command left: file -> a fingerprint of what it says."""
+    return {str(path.relative_to(folder)): _fingerprint(path) for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def _fingerprint(path: Path) -> str:
+    if path.suffix == ".pt":
+        return weights_checksum(torch.load(path, weights_only=True)["model"])
+    if path.suffix == ".npz":
+        with np.load(path) as arrays:
+            return repr({name: hashlib.sha256(arrays[name].tobytes()).hexdigest() for name in arrays.files})
+    if path.suffix == ".csv":
+        table = pd.read_csv(path)
+        return table.drop(columns=[name for name in TIMES if name in table]).to_csv()
+    if path.name == "result.json":
+        return repr(json.loads(path.read_text(), object_hook=_without_times))
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _without_times(row: dict) -> dict:
+    return {name: value for name, value in row.items() if name not in TIMES}
+
+
+@pytest.mark.slow  # kills each command several times
+@pytest.mark.parametrize("name", ["phantom", "pack", "download", "train", "compare", "study"])
+def test_killed_at_any_moment_the_next_run_ends_the_same(name, data, tmp_path):
+    generator = random.Random(name)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+    def run(out, kill_after=None):
+        out.mkdir(exist_ok=True)
+        process = subprocess.Popen(
+            command(name, data, out), env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+        try:
+            said, _ = process.communicate(timeout=kill_after or 300)
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            process.communicate()
+            return False
+        assert process.returncode == 0, said
+        return True
+
+    started = time.perf_counter()
+    run(tmp_path / "whole")
+    takes = time.perf_counter() - started
+    expected = content(tmp_path / "whole")
+    assert expected
+    killed = 0
+    while killed < KILLS:
+        out = tmp_path / f"killed{killed}"
+        for _ in range(3):  # three kills on the way to one result
+            killed += not run(out, kill_after=generator.uniform(0.2, 1) * takes)
+        run(out)
+        assert content(out) == expected
+        assert not [path.name for path in out.rglob(".*")]
+
+
+def test_two_phantoms_at_once_are_one(tmp_path):
+    """Both end well, and what is there is whole."""
+    arguments = [
+        sys.executable,
+        "-m",
+        "mbls",
+        "phantom",
+        "--out",
+        str(tmp_path / "phantom"),
+        "--patients",
+        "1",
+        "--quiet",
+    ]
+    processes = [subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    assert [process.communicate()[1] for process in processes] == ["", ""]
+    assert [process.returncode for process in processes] == [0, 0]
+    assert [path.name for path in tmp_path.iterdir()] == ["phantom"]
+
+
+def test_what_killed_phantoms_left_is_removed(tmp_path):
+    """Of a process that is gone, and of one that had our number."""
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    for number in (ended.pid, os.getpid()):
+        (tmp_path / f".phantom.{number}.part" / "training" / "patient001").mkdir(parents=True)
+    running = tmp_path / f".phantom.{os.getppid()}.part"
+    running.mkdir()
+    make_phantom(tmp_path / "phantom", num_patients=1)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [running.name, "phantom"]
+
+
+def _one_line(said: str, name: str) -> None:
+    assert said.startswith(f"mbls {name}: ")
+    assert said.count("\n") == 1
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A folder with room for a megabyte."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
+    if os.name != "posix" or os.geteuid() != 0 or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("no small disk can be mounted here (it takes root)")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+@pytest.mark.parametrize("name", ["phantom", "pack", "download", "train", "compare"])
+def test_a_full_disk_is_one_line_and_the_same_command_goes_on(name, data, small_disk, capfd):
+    filler = small_disk / "filler"
+    filler.write_bytes(bytes((1 << 20) - (1 << 14)))
+    arguments = command(name, data, small_disk / "out")[3:]
+    (small_disk / "out").mkdir()
+    assert main([*arguments, *([] if "--quiet" in arguments else ["--quiet"])]) == 2
+    _one_line(capfd.readouterr().err, name)
+    left = [path for path in small_disk.rglob(".*.part") if name != "download"]  # what it resumes from
+    assert left == []
+    filler.unlink()
+    subprocess.run(["mount", "-o", "remount,size=64m", str(small_disk)], check=True)
+    assert main(arguments) == 0
+
+
+@pytest.mark.parametrize("name", ["phantom", "pack", "download", "train", "compare", "study"])
+def test_a_file_in_the_place_of_the_folder_is_one_line(name, data, tmp_path, capfd):
+    (tmp_path / "out").write_text("mine")
+    arguments = command(name, data, tmp_path / "out")[3:]
+    assert main([*arguments, *([] if "--quiet" in arguments else ["--quiet"])]) == 2
+    _one_line(capfd.readouterr().err, name)
+    assert (tmp_path / "out").read_text() == "mine"
+
+
+@pytest.mark.skipif(os.name == "posix" and os.geteuid() == 0, reason="root may write everywhere")
+@pytest.mark.parametrize("name", ["phantom", "pack", "download", "train", "compare"])
+def test_no_permission_is_one_line(name, data, tmp_path, capfd):
+    (tmp_path / "out").mkdir(mode=0o500)
+    arguments = command(name, data, tmp_path / "out")[3:]
+    assert main([*arguments, *([] if "--quiet" in arguments else ["--quiet"])]) == 2
+    assert "Permission denied" in capfd.readouterr().err
+
+
+def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(data, tmp_path, monkeypatch, capfd):
+    """The disk fills up in the second epoch; afterwards the same command ends as if nothing had been."""
+    root, *_ = data
+    train = ["--data", str(root), "--patients", "3,1,1", "--epochs", "3", *TRAINING]
+    assert main(["train", "--out", str(tmp_path / "whole"), *train]) == 0
+    save, saved = torch.save, []
+
+    def full_later(state, path):
+        saved.append(path)
+        if len(saved) > 2:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        save(state, path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("torch.save", full_later)
+        assert main(["train", "--out", str(tmp_path / "out"), *train]) == 2
+    assert "No space left on device" in capfd.readouterr().err
+    assert main(["train", "--out", str(tmp_path / "out"), *train]) == 0
+    assert content(tmp_path / "out") == content(tmp_path / "whole")
