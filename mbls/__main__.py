@@ -28,7 +28,13 @@ if TYPE_CHECKING:
 #: Figures that a table in the terminal has room for.
 _SHOWN = ("dsc", "hd95", "ece", "cece", "ece_fg", "cece_fg", "nll", "mean_distance")
 #: What an error calls an argument of Python, and the option that it was given by.
-_OPTION_OF = {"train, val, test": "--patients", "root": "--data", "name": "--loss", "schedule": "--alpha-schedule"}
+_OPTION_OF = {
+    "train, val, test": "--patients",
+    "num_patients": "--patients",
+    "root": "--data",
+    "name": "--loss",
+    "schedule": "--alpha-schedule",
+}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -74,7 +80,8 @@ def _naming_the_option(message: str, options: argparse.Namespace) -> str:
     elif names in _OPTION_OF:
         option = _OPTION_OF[names]
         names = option + "s" if option == "--loss" and hasattr(options, "losses") else option
-        names = "ROOT" if option == "--data" and not hasattr(options, "data") else names
+        if option == "--data" and not hasattr(options, "data"):
+            names = "ROOT" if hasattr(options, "root") else "--out"  # which `phantom` makes
     elif all(hasattr(options, name) for name in given):
         names = ", ".join("--" + name.replace("_", "-") for name in given)
     return names + colon + rest
@@ -269,9 +276,12 @@ def _words(given: list[str]) -> list[str]:
 
 def _numbers(option: str, given: list[str]) -> list[int]:
     try:
-        return [int(word) for word in _words(given)]
+        numbers = [int(word) for word in _words(given)]
     except ValueError:
-        raise ValueError(f"{option}: got {' '.join(given)!r}, expected whole numbers, e.g. 0,1,2") from None
+        numbers = []
+    if not numbers:
+        raise ValueError(f"{option}: got {' '.join(given)!r}, expected whole numbers, e.g. 0,1,2")
+    return numbers
 
 
 def _add(parser: argparse.ArgumentParser, kind: type, name: str, help: str, choices: Any = None) -> None:

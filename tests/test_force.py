@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -70,7 +71,7 @@ def _fingerprint(path: Path) -> str:
     if path.suffix == ".csv":
         table = pd.read_csv(path)
         return table.drop(columns=[name for name in TIMES if name in table]).to_csv()
-    if path.name == "result.json":
+    if path.name in ("result.json", "results.json"):
         return repr(json.loads(path.read_text(), object_hook=_without_times))
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
@@ -214,3 +215,76 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(data, tmp_pat
     assert "No space left on device" in capfd.readouterr().err
     assert main(["train", "--out", str(tmp_path / "out"), *train]) == 0
     assert content(tmp_path / "out") == content(tmp_path / "whole")
+
+
+ODD = {
+    "no such accelerator": (["--accelerator", "nope"], "--accelerator: got 'nope'"),
+    "an accelerator that is not here": (["--accelerator", "mps"], "--accelerator: got 'mps'"),
+    "more levels than memory": (["--levels", "40"], "expected at most 8192 filters"),
+    "more filters than memory": (["--base-channels", "1000000000"], "expected at most 8192 filters"),
+    "larger slices than memory": (["--size", "1000000"], "expected 1 to 4096 voxels"),
+    "a loss without a name": (["--loss", ":"], "--loss: got ''"),
+    "an option that is Python's": (["--loss", "mbls:self=3"], "got self=3, expected one of margin"),
+    "classes by hand": (["--loss", "mbls:num_classes=3"], "got num_classes=3, expected one of margin"),
+    "a split that is a folder": (["--split", "."], "--split: got ., expected a JSON file"),
+    "patients that are NaN": (["--patients", "nan,0.1,0.1"], "--patients: got 'nan,0.1,0.1'"),
+    "a seed of 21 digits": (["--seed", "9" * 21], "--seed: got 999"),
+    "a name of 300 letters": (["--out", "a" * 300], "File name too long"),
+    "a device for a folder": (["--out", "/dev/null/x"], "Not a directory"),
+}
+
+
+@pytest.mark.skipif(torch.backends.mps.is_available(), reason="one of the lines asks for what is here")
+@pytest.mark.parametrize("name", ODD)
+def test_an_odd_command_is_one_line(name, data, tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    arguments, message = ODD[name]
+    assert main([*command("train", data, tmp_path / "out")[3:], *arguments]) == 2
+    said = capfd.readouterr().err
+    _one_line(said, "train")
+    assert message in said
+
+
+@pytest.fixture(scope="module")
+def finished(data, tmp_path_factory):
+    """A comparison of one run."""
+    out = tmp_path_factory.mktemp("finished") / "out"
+    assert main([*command("compare", data, out)[3:], "--losses", "ce"]) == 0
+    return out
+
+
+@pytest.mark.parametrize("file", ["result.json", "experiment.json", "history.csv", "cases-best.csv", "bins-best.npz"])
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"null", b"[]", b"[{}]", b'{"fit": 3}', b"[" * 50_000, b"\xff\xfe"],
+    ids=lambda content: content[:6],
+)
+def test_a_damaged_run_is_named_and_never_believed(file, content, data, finished, tmp_path, capfd):
+    out = tmp_path / "out"
+    shutil.copytree(finished, out)
+    (path,) = out.rglob(file)
+    path.write_bytes(content)
+    assert main([*command("compare", data, out)[3:], "--losses", "ce"]) in (0, 2)  # what is not read is written again
+    said = capfd.readouterr().err
+    assert said == "" or (said.startswith("mbls compare: ") and str(path.parent) in said)
+    if file == "result.json":
+        assert said
+        assert main(["merge", str(out)]) == 2
+    assert path.read_bytes() == content or not said
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        *[("epoch", 2), ("history", []), ("history", [3]), ("best_epoch", "x"), ("best_dsc", "x"), ("best_dsc", [])],
+        *[("optimizer", None), ("model", {}), ("run", None), ("loss_sums", "x"), ("batches", None)],
+    ],
+)
+def test_a_checkpoint_with_a_wrong_field_is_named(field, value, data, finished, tmp_path, capfd):
+    out = tmp_path / "out"
+    shutil.copytree(finished, out)
+    (path,) = out.rglob("last.pt")
+    (path.parent / "result.json").unlink()
+    torch.save(torch.load(path, weights_only=True) | {field: value}, path)
+    assert main([*command("compare", data, out)[3:], "--losses", "ce", "--epochs", "4"]) == 2
+    assert f"{path}: " in capfd.readouterr().err

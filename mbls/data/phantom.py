@@ -108,7 +108,9 @@ def make_phantom(root: str | Path, num_patients: int = 20, seed: int = 0) -> Pat
     if marker.is_file() and read_json(marker) == recipe:
         return root
     if root.exists() and any(root.iterdir()):
-        raise FileExistsError(f"root: {root} holds something else than this phantom; delete it or name another folder")
+        raise FileExistsError(
+            f"root: got {root}, which holds something else than this phantom; delete it or name another folder"
+        )
     # Built under a temporary name, so that an interrupted run leaves no half phantom behind the real name; its process
     # is in the name, so that two runs at once do not disturb each other.
     building = root.with_name(f".{root.name}.{os.getpid()}.part")

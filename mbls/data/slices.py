@@ -19,6 +19,8 @@ __all__ = ["IGNORED", "Scaling", "SliceDataset", "VolumeSlices", "augmentation",
 IGNORED = -100
 #: How the intensities of a volume are scaled.
 Scaling = Literal["zscore", "percentile", "none"]
+#: Side of the largest slice, in voxels.
+_MAX_SIZE = 4096
 
 
 class VolumeSlices(NamedTuple):
@@ -78,8 +80,8 @@ class SliceDataset(torch.utils.data.Dataset):
         crop = size if crop is None else crop
         if not dataset.cases:
             raise ValueError("dataset: got no case, expected at least one")
-        if size < 1 or crop < 1:
-            raise ValueError(f"size, crop: got {size}, {crop}, expected at least 1 voxel")
+        if not (1 <= size <= _MAX_SIZE and 1 <= crop <= _MAX_SIZE):
+            raise ValueError(f"size, crop: got {size}, {crop}, expected 1 to {_MAX_SIZE} voxels")
         if scaling not in get_args(Scaling):
             raise ValueError(f'scaling: got {scaling!r}, expected "zscore", "percentile" or "none"')
         if spacing is not None and not spacing > 0:

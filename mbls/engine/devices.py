@@ -33,6 +33,9 @@ def make_fabric(precision: Precision = "32-true", accelerator: str = "auto") -> 
     Args:
         precision: "32-true", "bf16-mixed" or "16-mixed".
         accelerator: "auto", "cpu" or "cuda". Under ``fabric run`` its own two options count instead.
+
+    Raises:
+        ValueError: an accelerator that is not here.
     """
     if "LT_CLI_USED" in os.environ:
         # `fabric run` has set accelerator, devices and precision, and started the processes: launching again is an
@@ -43,7 +46,11 @@ def make_fabric(precision: Precision = "32-true", accelerator: str = "auto") -> 
         nodes = int(os.environ["WORLD_SIZE"]) // local
         fabric = Fabric(accelerator=accelerator, devices=local, num_nodes=nodes, strategy="ddp", precision=precision)
     else:
-        fabric = Fabric(accelerator=accelerator, devices=1, precision=precision)
+        try:
+            fabric = Fabric(accelerator=accelerator, devices=1, precision=precision)
+        except (RuntimeError, ValueError) as error:
+            reason = str(error).partition("\n")[0]
+            raise ValueError(f"accelerator: got {accelerator!r}, expected one that is here ({reason})") from error
     fabric.launch()
     return fabric
 

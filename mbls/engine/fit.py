@@ -379,7 +379,12 @@ class _Run:
         self.epoch, self.batches = int(state["epoch"]), int(state["batches"])
         self.loss_sum.fill_(state["loss_sums"][self.fabric.global_rank])
         history = [dict(row) for row in state["history"]]
-        self.result = Fit(history, state["best_epoch"], state["best_dsc"])
+        if len(history) != self.epoch:
+            raise ValueError(f"{len(history)} epochs of history beside epoch {self.epoch}")
+        best_epoch, best_dsc = state["best_epoch"], state["best_dsc"]
+        if best_epoch is not None:
+            best_epoch, best_dsc = operator.index(best_epoch), float(best_dsc)
+        self.result = Fit(history, best_epoch, best_dsc)
 
     def _restore_best(self, folder: Path, checksum: str | None) -> None:
         if self._stands_at_the_best():  # a kill may have come between the two files

@@ -290,10 +290,17 @@ class Judgement:
 
     @classmethod
     def load(cls, folder: Path, name: str = "") -> Judgement:
-        """What :meth:`save` wrote."""
+        """What :meth:`save` wrote.
+
+        Raises:
+            OSError: a file is missing.
+            ValueError: a file that cannot be read, or that has no case.
+        """
         # Not by pandas: a group may be called "NA", a subject "007".
         with (folder / f"cases{name}.csv").open(encoding="utf-8", newline="") as file:
             cases = [{column: _value(column, text) for column, text in row.items()} for row in csv.DictReader(file)]
+        if not cases or "case" not in cases[0]:
+            raise ValueError(f"{folder / f'cases{name}.csv'}: got no case, expected a row for each")
         arrays = read_npz(folder / f"bins{name}.npz")
         class_names = tuple(arrays["class_names"].tolist())
         case_bins: dict[str, list[CalibrationBins]] = {}

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from mbls.networks.unet import Norm, UNet
+from mbls.networks.unet import Norm, UNet, check_width
 
 __all__ = ["NETWORKS", "Size", "build_network"]
 
@@ -137,4 +137,5 @@ def build_network(
     """
     if name not in NETWORKS:
         raise ValueError(f"model: got {name!r}, expected one of {', '.join(NETWORKS)}")
+    check_width(base_channels, levels)
     return NETWORKS[name](Size(num_classes, in_channels, spatial_dims, base_channels, levels, norm))

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import math
 from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-__all__ = ["Norm", "UNet"]
+__all__ = ["Norm", "UNet", "check_width"]
 
 Norm = Literal["batch", "instance"]
 
@@ -19,6 +20,22 @@ _NORM = {
     "batch": {2: nn.BatchNorm2d, 3: nn.BatchNorm3d},
     "instance": {2: nn.InstanceNorm2d, 3: nn.InstanceNorm3d},
 }
+#: Filters of the coarsest level: four levels more than the paper's network has.
+_MAX_FILTERS = 8192
+
+
+def check_width(base_channels: int, levels: int) -> None:
+    """Refuse a network whose weights no machine holds; each level has twice the filters of the one above.
+
+    Raises:
+        ValueError: more than 8192 filters on the coarsest level.
+    """
+    # The logarithm, since 2**levels may itself fill the memory.
+    if base_channels > _MAX_FILTERS or levels - 1 > math.log2(_MAX_FILTERS / max(base_channels, 1)):
+        raise ValueError(
+            f"base_channels, levels: got {base_channels}, {levels}, expected at most {_MAX_FILTERS} filters on the "
+            "coarsest level, base_channels * 2^(levels - 1)"
+        )
 
 
 class UNet(nn.Module):
@@ -71,6 +88,7 @@ class UNet(nn.Module):
         ):
             if value < least:
                 raise ValueError(f"{name}: got {value}, expected at least {least}")
+        check_width(base_channels, levels)
         if norm is not None and norm not in get_args(Norm):
             raise ValueError(f'norm: got {norm!r}, expected None, "batch" or "instance"')
         self.spatial_dims = spatial_dims

@@ -55,9 +55,11 @@ class Result(NamedTuple):
         """
         try:
             rows = read_json(folder / RESULT)
+            if not (isinstance(rows, list) and rows and all(isinstance(row, dict) for row in rows)):
+                raise ValueError(f"{folder / RESULT}: got {str(rows)[:40]}, expected a row for each kind of weights")
             judgements = [Judgement.load(folder, f"-{row[WEIGHTS]}") for row in rows]
             return cls(rows, judgements, pd.read_csv(folder / HISTORY))
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
             raise ValueError(f"{folder}: cannot be read as a finished run ({error!r})") from error
 
 

@@ -299,4 +299,4 @@ def test_command(girder, tmp_path, capsys):
     command = ["download", "--out", str(tmp_path / "acdc"), "--server", girder.url, "--folder", "ROOT", "--patients"]
     assert main([*command, "1"]) == 0
     assert main([*command, "9"]) == 2
-    assert "num_patients: got 9" in capsys.readouterr().err
+    assert "--patients: got 9" in capsys.readouterr().err
