@@ -1,5 +1,5 @@
-"""``python -m mbls phantom | download | check | pack | train | compare | study | merge | report | judge``: the
-package's shell.
+"""``python -m mbls phantom | download | check | pack | train | compare | study | merge | report | judge |
+predictions``: the package's shell.
 
 ``--help`` after each says more. Defaults and choices are those of the dataclasses that the options fill.
 """
@@ -230,6 +230,24 @@ def _judge(options: argparse.Namespace) -> int:
         if options.out is not None:
             judgement.save(options.out, f"-{kind}")
             write_json(metrics, options.out / f"metrics-{kind}.json")
+    return 0
+
+
+def _predictions(options: argparse.Namespace) -> int:
+    from mbls.course.answers import draw, judge_answers, read_answers
+    from mbls.files import atomic_write
+
+    missing = [path for path in options.files if not path.is_file()]
+    if missing:
+        raise FileNotFoundError(f"{missing[0]}: missing, expected a reader's my_predictions.json")
+    readers = [read_answers(path) for path in options.files]
+    calibration = judge_answers(readers)
+    print(f"{len(readers)} readers, {calibration.describe('They were')}")
+    if options.out is not None:
+        figure = draw(calibration, f"{len(readers)} readers, {calibration.count} predictions")
+        with atomic_write(options.out) as part:
+            figure.savefig(part, dpi=150, format="png")
+        print(options.out)
     return 0
 
 
@@ -503,6 +521,12 @@ def _judge_options(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=_judge)
 
 
+def _predictions_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("files", metavar="FILE", type=Path, nargs="+", help="my_predictions.json of each reader")
+    parser.add_argument("--out", type=Path, help="picture of the pooled diagram, .png (default: only print)")
+    parser.set_defaults(run=_predictions)
+
+
 #: Command -> what adds its options, and what it does.
 _COMMANDS: dict[str, tuple[Callable[[argparse.ArgumentParser], None], str]] = {
     "phantom": (_phantom_options, "make the synthetic cardiac phantom"),
@@ -515,6 +539,7 @@ _COMMANDS: dict[str, tuple[Callable[[argparse.ArgumentParser], None], str]] = {
     "merge": (_merge_options, "one table of the runs that the shards of a comparison made"),
     "report": (_report_options, "the tables of a study: runs, test subjects, Markdown"),
     "judge": (_judge_options, "all metrics of a run again, from the predictions that it kept"),
+    "predictions": (_predictions_options, "how well the readers of the course knew what they knew, pooled"),
 }
 
 

@@ -93,7 +93,9 @@ attempt("mbls.plots.show", plots.show, plots.new_figure()[0], "a text")
     finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert finished.returncode == 0, finished.stderr
     refused = dict(line.split(": ", 1) for line in finished.stdout.splitlines())
-    assert {"mbls.course.explorer", "mbls.course.explorers", "mbls.plots.show"} <= set(refused)
+    assert {"mbls.course.explorer", "mbls.course.explorers", "mbls.course.predictions", "mbls.plots.show"} <= set(
+        refused
+    )
     assert {name: told for name, told in refused.items() if "pip install 'mbls[course]'" not in told} == {}
 
 

@@ -1,4 +1,4 @@
-"""The course's own parts: the explorers, which need the course extra, and the checks of the exercises."""
+"""The course's own parts: explorers and predictions, which need the course extra, and the checks of the exercises."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -11,18 +11,30 @@ if TYPE_CHECKING:
         SliceExplorer,
         VoxelExplorer,
     )
+    from mbls.course.predictions import ask, my_predictions, reveal
 
-__all__ = ["LogitExplorer", "MarginExplorer", "ReliabilityExplorer", "SliceExplorer", "VoxelExplorer", "exercises"]
+__all__ = [
+    "LogitExplorer",
+    "MarginExplorer",
+    "ReliabilityExplorer",
+    "SliceExplorer",
+    "VoxelExplorer",
+    "ask",
+    "exercises",
+    "my_predictions",
+    "reveal",
+]
+_PREDICTIONS = ("ask", "my_predictions", "reveal")
 
 
 def __getattr__(name: str) -> Any:
-    """Explorers are imported when one is asked for, so that the exercises do without widgets."""
+    """What needs widgets is imported when it is asked for, so that the exercises do without."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     if name == "exercises":
         import importlib
 
         return importlib.import_module("mbls.course.exercises")
-    from mbls.course import explorers
+    from mbls.course import explorers, predictions
 
-    return getattr(explorers, name)
+    return getattr(predictions if name in _PREDICTIONS else explorers, name)
