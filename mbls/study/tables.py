@@ -186,7 +186,7 @@ def paired_tests(subjects: pd.DataFrame, reference: str = "ce", metrics: Sequenc
         ...     for subject in range(1, 11)
         ... ]
         >>> paired_tests(pd.DataFrame(rows), metrics=["ece"]).round(3).to_dict("records")
-        [{'loss': 'ls', 'metric': 'ece', 'difference': 0.11, 'low': 0.076, 'high': 0.144, 'p': 0.002}]
+        [{'loss': 'ls', 'metric': 'ece', 'difference': 0.11, 'low': 0.074, 'high': 0.146, 'p': 0.002}]
 
     References:
         Wilcoxon, Biometrics Bulletin 1945; Holm, Scandinavian Journal of Statistics 1979.
