@@ -6,7 +6,9 @@ kernel, so what is stored of it is its picture and its text.
 
 from __future__ import annotations
 
+import os
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -18,15 +20,20 @@ _WIDGET = "application/vnd.jupyter.widget-view+json"
 
 
 def refresh(path: Path) -> None:
-    """Execute one notebook in its own folder; one that fails is left as it was."""
+    """Execute one notebook in its own folder, with nobody's predictions.
+
+    One that fails is left as it was.
+    """
     notebook = nbformat.read(path, as_version=4)
-    NotebookClient(
-        notebook,
-        timeout=600,
-        kernel_name="python3",
-        resources={"metadata": {"path": str(path.parent)}},
-        coalesce_streams=True,
-    ).execute()
+    with tempfile.TemporaryDirectory() as empty:
+        os.environ["MBLS_PREDICTIONS"] = f"{empty}/none.json"
+        NotebookClient(
+            notebook,
+            timeout=600,
+            kernel_name="python3",
+            resources={"metadata": {"path": str(path.parent)}},
+            coalesce_streams=True,
+        ).execute()
     kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
     notebook.metadata = {"kernelspec": kernel, "language_info": {"name": "python"}}
     for cell in notebook.cells:

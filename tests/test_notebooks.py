@@ -74,8 +74,49 @@ def test_no_widget_is_stored_without_its_kernel(notebook):
 def test_reads_like_a_lesson(lesson):
     prose = text(lesson, "markdown")
     assert re.match(r"# .*\?", prose), "the title is a question"
-    for part in ("You will be able to", "Predict first", "## Exercises", "## Takeaways", "**References.**", "minute"):
+    for part in ("You will be able to", "## Exercises", "## Takeaways", "**References.**", "minute"):
         assert part in prose, part
+
+
+def predictions_of(notebook):
+    """Question -> places of its ``ask`` and its ``reveal`` among the cells."""
+    places = {}
+    for place, cell in enumerate(notebook.cells):
+        if cell.cell_type == "code":
+            for which, id in re.findall(r'^(ask|reveal)\(\s*"([\d.]+)"', cell.source, re.MULTILINE):
+                places.setdefault(id, {})[which] = place
+    return places
+
+
+def test_predictions_are_asked_before_they_are_answered(lesson):
+    """Each is revealed after it was asked; what lies between, and the answer itself, is stored folded."""
+    places = predictions_of(lesson)
+    assert len(places) >= 2
+    for id, place in places.items():
+        assert lesson.cells[0].source.startswith(f"# 0{id.split('.')[0]} "), id
+        assert place["ask"] < place["reveal"], id
+        for cell in lesson.cells[place["ask"] + 1 : place["reveal"] + 1]:
+            if cell.cell_type == "code" and cell.outputs and not cell.source.startswith("ask("):
+                assert cell.metadata.get("jupyter", {}).get("outputs_hidden"), (id, cell.source)
+                assert "hide-output" in cell.metadata.get("tags", []), (id, cell.source)
+
+
+def test_a_number_asked_for_does_not_stand_above(lesson):
+    places = predictions_of(lesson)
+    for id, place in places.items():
+        shown = lesson.cells[place["reveal"]].outputs[0]["data"]["text/plain"]
+        (told,) = re.findall(rf"^Answer to {id}: (.*?)\.(?: |$)", shown)
+        number = re.match(r"\d+\.\d+", told)
+        if number:
+            above = "\n".join(
+                cell.source + "".join(str(output.get("text", "")) for output in cell.get("outputs", []))
+                for cell in lesson.cells[: place["ask"]]
+            )
+            assert number[0] not in above, (id, number[0])
+
+
+def test_there_are_enough_predictions():
+    assert sum(len(predictions_of(nbformat.read(path, as_version=4))) for path in LESSONS) >= 28
 
 
 def asked_in(notebook):

@@ -255,7 +255,7 @@ def judge_answers(readers: Sequence[dict[str, Answer]]) -> Calibration:
 
     Example:
         >>> mine = {str(n): Answer("?", "yes", 0.9, "yes", right=n < 6) for n in range(10)}
-        >>> print(judge_answers([mine]).describe("You were")[:89])
+        >>> print(judge_answers([mine]).describe("You were").partition(" (")[0])
         10 predictions: 90 % sure on average, right in 60 %. You were overconfident by 30 points
     """
     counted = [[answer for answer in answers.values() if answer.right is not None] for answers in readers]
