@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 export MPLBACKEND := agg
 
-.PHONY: lab test test-all bench format clean
+.PHONY: lab test test-all bench audit format clean
 
 lab: $(STAMP)
 	$(BIN)/python -m mbls phantom --if-missing
@@ -26,6 +26,12 @@ test test-all: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks
+
+# Known faults of the pinned packages; by hand, since the answer changes from day to day.
+audit:
+	$(PYTHON) -m venv $(VENV)/audit
+	$(VENV)/audit/bin/python -m pip install --quiet pip-audit
+	$(VENV)/audit/bin/pip-audit --requirement constraints.txt --no-deps --disable-pip
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix .

@@ -21,19 +21,16 @@ def page(browser):
 
 
 def open_and_run_all(page, lab, name):
-    """As a reader does, but on a copy without the stored outputs, so that what is seen comes from this run."""
+    """As a reader does, but on a copy without the stored outputs, so that what is seen comes from this run, and with
+    everything unfolded."""
     path = lab["notebooks"] / name
     notebook = nbformat.read(path, as_version=4)
     for cell in notebook.cells:
         if cell.cell_type == "code":
             cell.outputs, cell.execution_count = [], None
+            cell.metadata.pop("jupyter", None)
     nbformat.write(notebook, path)
-    page.goto(f"{lab['url']}/lab/tree/{name}?token={lab['token']}&reset")
-    page.wait_for_selector(".jp-Notebook .jp-CodeCell", timeout=60_000)
-    kernel = f"fetch('/api/kernels?token={lab['token']}').then(answer => answer.json())"
-    wait_until(
-        page, f"{kernel}.then(all => all.some(one => one.execution_state === 'idle' && one.connections > 0))", 60
-    )
+    open_notebook(page, lab, name)
     prompts = "[...document.querySelectorAll('.jp-CodeCell .jp-InputPrompt')].map(prompt => prompt.textContent)"
     while not page.evaluate(
         f"{prompts}.some(text => /[0-9*]/.test(text))"
@@ -42,6 +39,16 @@ def open_and_run_all(page, lab, name):
         page.get_by_role("menuitem", name=re.compile("^Run All Cells")).click()
         page.wait_for_timeout(2000)
     wait_until(page, f"{prompts}.every(text => /[0-9]/.test(text))", RUN_LIMIT)
+
+
+def open_notebook(page, lab, name):
+    """Until its kernel waits for a command."""
+    page.goto(f"{lab['url']}/lab/tree/{name}?token={lab['token']}&reset")
+    page.wait_for_selector(".jp-Notebook .jp-CodeCell", timeout=60_000)
+    kernel = f"fetch('/api/kernels?token={lab['token']}').then(answer => answer.json())"
+    wait_until(
+        page, f"{kernel}.then(all => all.some(one => one.execution_state === 'idle' && one.connections > 0))", 60
+    )
 
 
 def wait_until(page, condition, timeout=20):
@@ -120,6 +127,40 @@ def test_last_position_of_a_fast_drag_wins(page, lab):
     wait_until(page, "document.querySelector('.jp-CodeCell .jp-InputPrompt').textContent.includes('2')")
     wait_until(page, "document.querySelectorAll('.mbls-readout').length === 1")
     assert page.locator(".widget-image").count() == 1
+    assert_clean(page)
+
+
+@pytest.mark.slow  # needs a kernel behind a browser
+def test_predictions_from_the_question_to_the_readers_diagram(page, lab):
+    """By hand: a choice, how sure, the button; the next cell compares and locks; in the end stands the diagram."""
+    asked = [f'ask("9.{n}", "Question {n}?", options=["yes", "no"])' for n in range(5)]
+    told = [f'reveal("9.{n}", "yes", "Because.")' for n in range(5)]
+    sources = ["from mbls.course import ask, my_predictions, reveal", *asked, *told, "my_predictions()"]
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in sources])
+    notebook.metadata["kernelspec"] = {"display_name": "Python 3", "language": "python", "name": "python3"}
+    nbformat.write(notebook, lab["notebooks"] / "predictions.ipynb")
+    open_notebook(page, lab, "predictions.ipynb")
+    page.locator(".jp-CodeCell .jp-InputArea-editor").first.click()
+    for _ in range(6):
+        page.keyboard.press("Shift+Enter")
+    wait_until(page, "document.querySelectorAll('.widget-radio').length === 5", 60)
+    assert page.locator(".widget-readout", has_text="50").count() == 5  # a blind guess of two
+    for n in range(5):
+        page.locator(".widget-radio").nth(n).get_by_text("yes" if n else "no", exact=True).click()
+        page.locator(".widget-slider .noUi-handle").nth(n).focus()
+        page.keyboard.press("End")
+        page.get_by_role("button", name="Store my prediction").nth(n).click()
+        wait_until(page, f"document.querySelectorAll('.mbls-prediction')[{n}].innerText.startsWith('Stored: ')")
+    kept = json.loads((lab["notebooks"] / "my_predictions.json").read_text())
+    assert [kept[f"9.{n}"]["answer"] for n in range(5)] == ["no", "yes", "yes", "yes", "yes"]
+    assert [kept[f"9.{n}"]["confidence"] for n in range(5)] == [1.0] * 5
+    page.locator(".jp-CodeCell .jp-InputArea-editor").nth(6).click()
+    for _ in range(6):
+        page.keyboard.press("Shift+Enter")
+    wait_until(page, "document.querySelectorAll('.mbls-compared').length === 5", 60)
+    assert "You said no and were 100 % sure: not this time." in page.locator(".mbls-compared").first.inner_text()
+    assert page.get_by_role("button", name="Store my prediction").first.is_disabled()
+    wait_until(page, "document.body.innerText.includes('You were overconfident by 20 points')", 60)
     assert_clean(page)
 
 
