@@ -159,7 +159,8 @@ class Reveal(_Shown):
     def __init__(self, question: Question, stored: Answer, truth: str | float, why: str) -> None:
         self._text = f"Answer to {question.id}: {question.said(truth)}. {why}"
         answer = f"<b>Answer to {question.id}: {html.escape(question.said(truth))}.</b> {html.escape(why)}"
-        self.static = _box(_BLUE, answer)
+        # JupyterLab shows the first line of a folded output.
+        self.static = f"<!-- The answer: run this cell. -->\n{_box(_BLUE, answer)}"
         colour, compared = _BLUE, "You made no prediction here. That is fine; this question does not count."
         if stored.answer is not None:
             colour = _GREEN if stored.right else _RED
