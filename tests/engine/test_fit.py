@@ -855,7 +855,7 @@ def test_cross_entropy_learns_real_hearts(acdc_root):
     train, val, test = (SliceDataset(part, size=80, crop=128) for part in parts)
     torch.manual_seed(0)
     model = UNet(4, base_channels=12, levels=4, norm="batch")
-    settings = FitSettings(epochs=16, batch_size=8, lr_step=10, validate_every=2)
+    settings = FitSettings(epochs=24, batch_size=8, lr_step=16, validate_every=2)
     fit(model, CrossEntropyLoss(), train, val, settings, progress=False)
     assert judge(predict(model, test), test.class_names, ["dsc"]).summary()["dsc"] >= 0.75
 
