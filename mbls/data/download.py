@@ -222,7 +222,7 @@ class _Attempt:
         self.done, self.error = error is None, error
         if isinstance(error, urllib.error.HTTPError):
             error.close()  # it holds the connection open
-        if isinstance(error, OSError) and error.errno in _OF_THE_DISK and not isinstance(error, urllib.error.URLError):
+        if isinstance(error, OSError) and error.errno in _OF_THE_DISK:  # the network's own come without a number
             return False
         return isinstance(error, (OSError, http.client.HTTPException, _Damaged))
 

@@ -109,8 +109,9 @@ def _check_header(path: Path) -> None:
     """Look at what a file claims before anything is unpacked: it may claim more than the machine has."""
     with ImageOpener(str(path)) as file:
         block = file.read(540)
-    kind = nib.Nifti2Header if 540 in (int.from_bytes(block[:4], order) for order in ("little", "big")) else None
-    header: Any = nib.Nifti1Header(block[:348], check=False) if kind is None else kind(block, check=False)
+    # A header begins with its own size, in either order of bytes.
+    second = 540 in (int.from_bytes(block[:4], order) for order in ("little", "big"))
+    header: Any = nib.Nifti2Header(block, check=False) if second else nib.Nifti1Header(block[:348], check=False)
     shape, dtype, _ = header.get_data_shape(), header.get_data_dtype(), header.get_xyzt_units()
     if dtype.kind not in "iuf":
         raise _WrongHeader(f"voxels of {dtype}, expected whole numbers or floating point")

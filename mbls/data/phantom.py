@@ -14,7 +14,6 @@ and its files say so.
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from contextlib import suppress
@@ -27,7 +26,7 @@ from scipy.ndimage import gaussian_filter
 from scipy.special import ndtr
 
 from mbls.data.acdc import GROUPS, NUM_CLASSES, PHANTOM_MARKER, PHASES
-from mbls.files import read_json
+from mbls.files import read_json, write_json
 from mbls.progress import progress_bar
 
 __all__ = ["make_phantom"]
@@ -119,7 +118,7 @@ def make_phantom(root: str | Path, num_patients: int = 20, seed: int = 0) -> Pat
         for number in progress_bar(range(1, num_patients + 1), desc="phantom", unit="patient"):
             _write_patient(building / "training" / f"patient{number:03d}", number, seed)
         # Last, so that it also marks a complete phantom.
-        (building / PHANTOM_MARKER).write_text(json.dumps(recipe, indent=1) + "\n")
+        write_json(recipe, building / PHANTOM_MARKER)
         try:
             with suppress(OSError):  # an empty folder makes room
                 root.rmdir()

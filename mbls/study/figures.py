@@ -36,9 +36,9 @@ def curves_figure(curves: pd.DataFrame, names: Mapping[str, str] | None = None) 
         "val_nll": "NLL",
         "val_mean_distance": "mean distance of the losers",
     }
+    # A network that has hardly begun would stretch the axis.
+    late = rows_where(curves, curves["epoch"] >= 5)
     for ax, (column, title) in zip(axes, columns.items(), strict=True):
-        # A network that has hardly begun would stretch the axis.
-        late = rows_where(curves, curves["epoch"] >= 5)
         plots.curves_with_band(ax, late, "epoch", column, names, "epoch", title)
     axes[0].legend(frameon=False, fontsize=8, loc="lower right")
     seeds = len(set(curves["seed"]))
@@ -116,10 +116,9 @@ def few_patients_figure(rows: pd.DataFrame, names: Mapping[str, str] | None = No
         rows: the part "few_patients" of a study, from :func:`mbls.study.tables.part_of`, one kind of weights.
         names: the losses to draw -> their names; None takes CE, LS and MbLS with m = 5 and 8.
     """
+    names = _SHOWN if names is None else names
     figure, (axes,) = plots.new_figure(1, 3, width=12, height=3.6)
     titles = {"dsc": "DSC", "ece": "ECE, all voxels", "ece_fg": "ECE, foreground"}
     for ax, (column, title) in zip(axes, titles.items(), strict=True):
-        plots.lines_with_spread(
-            ax, rows, "train_patients", column, _SHOWN if names is None else names, "training patients", title
-        )
+        plots.lines_with_spread(ax, rows, "train_patients", column, names, "training patients", title)
     return figure

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import pandas as pd
 
 from mbls.files import atomic_write, write_table, write_text
 from mbls.study.figures import curves_figure, few_patients_figure, forest_figure, reliability_figure
-from mbls.study.paper import PARTS, Protocol
+from mbls.study.paper import PARTS, Part, Protocol
 from mbls.study.results import KEYS, WEIGHTS
 from mbls.study.tables import paired_tests, part_of, per_subject, rows_where, study_report
 
@@ -47,7 +48,7 @@ def write_report(folder: str | Path, out: str | Path, protocol: Protocol) -> lis
     )
     if runs.empty:
         raise ValueError(f"{folder}: got no run of the protocol {protocol.name!r}")
-    whole = pd.concat([part_of(curves, protocol, part) for part in ("losses", "margins", "weights")]).drop_duplicates()
+    whole = _kept(curves, protocol, ("losses", "margins", "weights"))
     new = {
         "": runs,
         "_subjects": per_subject(rows_where(cases, cases[WEIGHTS] == first)),
@@ -101,10 +102,9 @@ def _read(folder: Path, name: str) -> pd.DataFrame:
     return pd.read_csv(path)
 
 
-def _kept(table: pd.DataFrame, protocol: Protocol) -> pd.DataFrame:
-    """The rows of the study, in its order, without repetition."""
-    parts = [part_of(table, protocol, part) for part in PARTS]
-    together = pd.concat(parts)
+def _kept(table: pd.DataFrame, protocol: Protocol, parts: Sequence[Part] = PARTS) -> pd.DataFrame:
+    """The rows of some parts of the study, in its order, without repetition."""
+    together = pd.concat([part_of(table, protocol, part) for part in parts])
     return rows_where(together, ~together.index.duplicated())
 
 
