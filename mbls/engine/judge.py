@@ -366,7 +366,7 @@ def judge(
     """All metrics of some predictions, in one pass over them.
 
     Args:
-        predictions: from :func:`mbls.engine.predict.predict` or :func:`mbls.engine.predict.read_predictions`.
+        predictions: from :func:`mbls.engine.predict.predict` or :func:`mbls.engine.read.read_predictions`.
         class_names: K names, index 0 the background.
         wanted: which of :func:`columns`; None takes all. HD95 and ASD are in mm where the spacing is known, else in
             voxels.

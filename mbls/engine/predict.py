@@ -3,6 +3,7 @@ time."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,12 +22,13 @@ from mbls.posthoc import TemperatureScaling
 
 __all__ = [
     "INDEX",
+    "KeptPredictions",
     "Prediction",
     "PredictionFolder",
     "fit_temperature",
     "keep",
     "predict",
-    "read_predictions",
+    "read_kept",
     "write_index",
 ]
 
@@ -46,6 +48,7 @@ class Prediction:
         labels: (*spatial) int64, 0..K-1, or -100 where a voxel does not count; on the device of the logits.
         spacing: mm along each spatial axis, None where it is not known.
         group: as :class:`mbls.data.dataset.Case`.
+        floored: probabilities that were too small for a logarithm, and were raised.
     """
 
     id: str
@@ -54,6 +57,7 @@ class Prediction:
     labels: torch.Tensor
     spacing: tuple[float, ...] | None = None
     group: str | None = None
+    floored: int = 0
 
 
 def predict(
@@ -142,27 +146,54 @@ def _rounded(log_probs: np.ndarray) -> np.ndarray:
     return rounded
 
 
-class PredictionFolder:
-    """Kept predictions; iterating reads them from disk, one at a time, as often as you like.
+class PredictionFolder(ABC):
+    """Predictions on disk; iterating reads them, one at a time, as often as you like.
 
     Attributes:
         name: of the data.
         class_names: K names.
         cases: the ids, in order.
+        unmatched: what was found and has no partner, as text.
     """
 
-    def __init__(self, folder: Path, name: str, class_names: tuple[str, ...], cases: tuple[str, ...]) -> None:
-        self.folder, self.name, self.class_names, self.cases = folder, name, class_names, cases
+    def __init__(
+        self, name: str, class_names: Sequence[str], cases: Sequence[str], unmatched: Sequence[str] = ()
+    ) -> None:
+        self.name, self.class_names, self.cases = name, tuple(class_names), tuple(cases)
+        self.unmatched = tuple(unmatched)
 
     def __len__(self) -> int:
         return len(self.cases)
 
     def __iter__(self) -> Iterator[Prediction]:
-        for case in self.cases:
-            yield self._read(case)
+        return map(self.read, self.cases)
 
-    def _read(self, case: str) -> Prediction:
-        path = self.folder / f"{case}.npz"
+    @abstractmethod
+    def read(self, case: str) -> Prediction:
+        """The prediction of a case.
+
+        Raises:
+            FileNotFoundError: a file is missing.
+            ValueError: a file that is not what was expected.
+        """
+
+    @abstractmethod
+    def files(self, case: str) -> tuple[Path, ...]:
+        """The files that a case is read from."""
+
+
+class KeptPredictions(PredictionFolder):
+    """What :func:`keep` and :func:`write_index` wrote into a folder; see :func:`read_kept`."""
+
+    def __init__(self, folder: Path, name: str, class_names: Sequence[str], cases: Sequence[str]) -> None:
+        super().__init__(name, class_names, cases)
+        self.folder = folder
+
+    def files(self, case: str) -> tuple[Path, ...]:
+        return (self.folder / f"{case}.npz",)
+
+    def read(self, case: str) -> Prediction:
+        (path,) = self.files(case)
         if not path.is_file():
             raise FileNotFoundError(f"{path}: missing, expected the prediction that {INDEX} names")
         parts = read_npz(path, ["log_probs", "labels", "subject", "group", "spacing"])
@@ -180,7 +211,7 @@ class PredictionFolder:
         )
 
 
-def read_predictions(folder: str | Path) -> PredictionFolder:
+def read_kept(folder: str | Path) -> KeptPredictions:
     """The predictions that :func:`keep` and :func:`write_index` wrote into a folder.
 
     Raises:
@@ -193,6 +224,6 @@ def read_predictions(folder: str | Path) -> PredictionFolder:
     try:
         content = read_json(index)
         names, cases = tuple(map(str, content["class_names"])), tuple(map(str, content["cases"]))
-        return PredictionFolder(index.parent, str(content["data"]), names, cases)
+        return KeptPredictions(index.parent, str(content["data"]), names, cases)
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{index}: cannot be read ({error!r}), expected data, class_names and cases") from error
