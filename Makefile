@@ -22,7 +22,7 @@ test test-all: $(STAMP)
 	$(BIN)/python -m pytest $(SELECTED)
 	$(BIN)/python -m pytest --doctest-modules mbls
 	$(BIN)/python -m mbls phantom
-	MBLS_DATA=$(CURDIR)/data/phantom MBLS_PREDICTIONS=$$(mktemp -d)/none.json $(BIN)/python -m pytest --nbval --nbval-current-env notebooks
+	MBLS_DATA=$(CURDIR)/data/phantom MBLS_PREDICTIONS=$$(mktemp -d)/none.json $(BIN)/python -m pytest --nbval --nbval-current-env --nbval-sanitize-with tests/nbval.cfg notebooks
 
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks

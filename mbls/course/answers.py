@@ -284,21 +284,23 @@ def judge_answers(readers: Sequence[dict[str, Answer]]) -> Calibration:
     return Calibration(len(hits), reliability, brier, *means, interval, chance, chance_bins)
 
 
-def draw(calibration: Calibration, title: str) -> Figure:
+def draw(calibration: Calibration, title: str, data: str) -> Figure:
     """The reliability diagram of a reader or a class, with what perfect calibration shows by chance.
 
     Args:
         calibration: from :func:`judge_answers`.
         title: above the diagram.
+        data: whose answers these are.
     """
-    figure, ((axes,),) = plots.new_figure(1, 1, width=5.2, height=4.6)
+    figure, ((axes,),) = plots.new_figure(1, 1, width=5.2, height=4.8, data=data)
     reliability = calibration.reliability
     filled = reliability.count > 0
     low, high = calibration.chance_bins[:, filled]
     where = reliability.confidence[filled]
-    axes.plot([0, 1], [0, 1], color="0.3", linestyle="--", linewidth=1, label="perfectly calibrated")
-    axes.vlines(where, low, high, color="0.8", linewidth=14, label="90 % of perfectly calibrated readers")
-    axes.plot(where, reliability.accuracy[filled], "o", color="black", markersize=8, label="you")
+    colours = plots.COLOURS
+    axes.plot([0, 1], [0, 1], color=colours["guide"], linestyle="--", linewidth=1, label="perfectly calibrated")
+    axes.vlines(where, low, high, color=colours["chance"], linewidth=14, label="90 % of perfectly calibrated readers")
+    axes.plot(where, reliability.accuracy[filled], "o", color=colours["claimed"], markersize=8, label="you")
     for x, y, count in zip(where, reliability.accuracy[filled], reliability.count[filled], strict=True):
         axes.annotate(f"{count}", (x, y), textcoords="offset points", xytext=(9, -4), fontsize=9)
     axes.set(xlim=(0, 1.02), ylim=(-0.03, 1.03), aspect="equal", title=title)

@@ -267,7 +267,7 @@ def my_predictions() -> Any:
     calibration = judge_answers([answers])
     text = calibration.describe("You were")
     print(text)
-    return show(draw(calibration, "Your own predictions"), text)
+    return show(draw(calibration, "Your own predictions", f"your answers to {calibration.count} questions"), text)
 
 
 def _stands(old: Answer, question: Question) -> bool:
