@@ -459,7 +459,7 @@ def reliability_diagram(
     reliability: Reliability,
     interval: tuple[np.ndarray, np.ndarray] | None = None,
     title: str = "",
-    colour: str = LOSS_COLOURS["mbls"],
+    colour: str = COLOURS["claimed"],
 ) -> list[Line2D]:
     """A point a bin, at its mean confidence and its accuracy, and below how many voxels it has.
 

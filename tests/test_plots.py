@@ -31,7 +31,7 @@ def test_a_reliability_diagram_draws_the_filled_bins_with_their_intervals_and_sh
     _, pairs = plots.new_reliability_figure(2, data="two bins")
     points = plots.reliability_diagram(pairs[0, 0], diagram, (low, high))
     np.testing.assert_allclose([point.get_xydata()[0] for point in points], [[0.55, 1], [0.95, 0.5]], atol=1e-6)
-    assert [point.get_color() for point in points] == [plots.COLOURS["small"], plots.LOSS_COLOURS["mbls"]]
+    assert [point.get_color() for point in points] == [plots.COLOURS["small"], plots.COLOURS["claimed"]]
     bars = [line.get_ydata().tolist() for line in pairs[0, 0, 0].lines if line.get_linewidth() == 2]
     np.testing.assert_allclose(bars, [[0.9, 1.2], [0.4, 0.7]])
     np.testing.assert_allclose([bar.get_height() for bar in pairs[0, 0, 1].patches][-1], 198 / 199)
