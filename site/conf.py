@@ -1,10 +1,8 @@
 """How Sphinx makes the site; `make site` stages the sources and calls it (build.py)."""
 
-from pathlib import Path
+import re
 
 import mbls
-
-ROOT = Path(__file__).resolve().parents[1]
 
 project = "mbls"
 author = "the mbls contributors"
@@ -35,7 +33,9 @@ html_title = "mbls"
 html_static_path = ["static", "_build/static"]
 html_css_files = ["mbls.css"]
 html_js_files = [("explorers.js", {"defer": "defer"}), ("predictions.js", {"defer": "defer"})]
+html_context = {"default_mode": "auto"}
 html_theme_options = {
+    "navbar_persistent": [],
     "show_navbar_depth": 1,
     "show_toc_level": 2,
     "use_download_button": True,
@@ -44,3 +44,15 @@ html_theme_options = {
 html_copy_source = True
 html_show_sourcelink = False
 html_show_sphinx = False
+
+
+def _escape_stars(app, what, name, obj, options, lines):
+    """Shapes such as (B, *spatial) are no emphasis."""
+    lines[:] = [
+        re.sub(r"(?<![\\*\w])(\*{1,2})(?=[a-z_]+\b(?!\*))", lambda star: "\\" + "\\".join(star[1]), line)
+        for line in lines
+    ]
+
+
+def setup(app):
+    app.connect("autodoc-process-docstring", _escape_stars, priority=1)

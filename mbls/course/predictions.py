@@ -24,7 +24,7 @@ except ImportError as error:
     raise ImportError("predictions need ipywidgets: pip install 'mbls[course]'") from error
 
 from mbls import plots
-from mbls.course.answers import Answer, Question, change_answer, draw, judge_answers, own_answers
+from mbls.course.answers import BIN_EDGES, Answer, Question, change_answer, draw, judge_answers, own_answers
 
 __all__ = ["Form", "Reveal", "ask", "my_predictions", "reveal"]
 
@@ -73,7 +73,9 @@ class Form(_Shown):
             wanted = question.wording.removeprefix(question.text).strip()
             self.static = f"{named} {html.escape(wanted)}<br><i>Run this cell to answer.</i>"
             self.field = ipywidgets.Text(placeholder="a number", layout={"width": "140px"})
-        self.static = _box(plots.COLOURS["now"], self.static, "mbls-ask", dataclasses.asdict(question))
+        self.static = _box(
+            plots.COLOURS["now"], self.static, "mbls-ask", {**dataclasses.asdict(question), "wording": question.wording}
+        )
         low = round(100 * question.lowest_confidence)
         self.sure = ipywidgets.IntSlider(
             value=low or 50,
@@ -266,7 +268,7 @@ class _NotYet:
         return f"Your own reliability diagram stands here once {_FEWEST} of your predictions have been revealed."
 
     def _repr_html_(self) -> str:
-        return _box(plots.COLOURS["now"], repr(self), "mbls-mine", {"fewest": _FEWEST})
+        return _box(plots.COLOURS["now"], repr(self), "mbls-mine", {"fewest": _FEWEST, "edges": BIN_EDGES.tolist()})
 
 
 def my_predictions() -> Any:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import itertools
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -43,17 +44,17 @@ def positions(explorer: Explorer, name: str, most: int) -> list[Any]:
         return [value for _, value in choices]
     trait, (low, high) = explorer.traits()[name], explorer.limits(name)
     step = trait.metadata.get("step", 1)
-    number = round((high - low) / step)
-    stride = max(1, -(-number // (most - 1)))
-    values = {low + step * place for place in range(0, number + 1, stride)} | {getattr(explorer, name)}
+    last = round((high - low) / step)
+    places = np.linspace(0, last, min(most, last + 1)).round()
+    values = {low + step * place for place in places} | {getattr(explorer, name)}
     kind = int if isinstance(trait, Int) else lambda value: float(np.round(value, 6))
     return sorted({kind(value) for value in values})
 
 
 def write_static(explorer: Explorer, folder: Path, key: str) -> None:
-    """Write ``KEY.js`` and the pictures ``KEY/I-J.webp`` of an explorer; its state is the same afterwards.
+    """Write ``KEY.js`` and the pictures ``KEY/I-J.webp`` and ``KEY/start.webp`` of an explorer.
 
-    The sliders are those of its ``static`` traits; the others stay where they are.
+    Its state is the same afterwards. The sliders are those of its ``static`` traits; the others stay where they are.
 
     Args:
         explorer: the explorer, in the state in which the page is to show it first.
@@ -75,6 +76,8 @@ def write_static(explorer: Explorer, folder: Path, key: str) -> None:
         told[where] = explorer.describe(explorer.numbers)
     for name, value in start.items():
         setattr(explorer, name, value)
+    first = "-".join(str(values[name].index(start[name])) for name in names)
+    shutil.copy(folder / key / f"{first}.webp", folder / key / "start.webp")
     sliders = [
         {
             "name": name,
