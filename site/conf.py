@@ -31,6 +31,7 @@ napoleon_use_ivar = True
 html_theme = "sphinx_book_theme"
 html_title = "mbls"
 html_static_path = ["static", "_build/static"]
+html_favicon = "static/favicon.svg"
 html_css_files = ["mbls.css"]
 html_js_files = [("explorers.js", {"defer": "defer"}), ("predictions.js", {"defer": "defer"})]
 html_context = {"default_mode": "auto"}
