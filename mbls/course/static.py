@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from traitlets import Int
 
 from mbls.course.explorer import Explorer
 from mbls.files import write_text
@@ -47,7 +46,7 @@ def positions(explorer: Explorer, name: str, most: int) -> list[Any]:
     last = round((high - low) / step)
     places = np.linspace(0, last, min(most, last + 1)).round()
     values = {low + step * place for place in places} | {getattr(explorer, name)}
-    kind = int if isinstance(trait, Int) else lambda value: float(np.round(value, 6))
+    kind = int if isinstance(getattr(explorer, name), int) else lambda value: float(np.round(value, 6))
     return sorted({kind(value) for value in values})
 
 
