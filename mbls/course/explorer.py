@@ -62,6 +62,8 @@ class Explorer(HasTraits):
     panels: ClassVar[tuple[int, int]] = (1, 2)  # rows, columns
     size: ClassVar[tuple[float, float]] = (9.0, 3.4)  # inches
     alt: ClassVar[str] = ""
+    #: One or two traits that a page without a kernel lets its reader change.
+    static: ClassVar[tuple[str, ...]] = ()
     #: What the picture shows, for :func:`mbls.plots.new_figure`; None: a formula.
     data: str | None = None
 
@@ -203,4 +205,6 @@ class Explorer(HasTraits):
         live: dict[str, Any] = dict(self.view._repr_mimebundle_(**options) or {})
         alt = f"{self.alt} {self.describe(self.numbers)}"
         picture = Picture(alt, "image/png", self.png, round(self.size[0] * SHOWN_DPI))
-        return {**live, "text/html": picture.html, "text/plain": repr(self)}
+        # The class is what the site looks for.
+        shown = picture.html.replace("<img ", '<img class="mbls-explorer" ', 1)
+        return {**live, "text/html": shown, "text/plain": repr(self)}

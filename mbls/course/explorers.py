@@ -79,6 +79,7 @@ class ReliabilityExplorer(Explorer):
 
     SAMPLES: ClassVar[tuple[int, ...]] = (30, 100, 300, 1000, 3000, 10_000, 30_000)
     size = (5.4, 5.6)
+    static = ("num_voxels", "temperature")
     alt = "A reliability diagram, the range that chance explains, and the number of voxels in each bin."
 
     num_bins = Int(15, min=2, max=50).tag(label="bins")
@@ -177,6 +178,7 @@ class LogitExplorer(Explorer):
 
     panels = (1, 3)
     size = (10.0, 3.4)
+    static = ("cavity", "myocardium")
     alt = (
         "Bars of three logits and their distances, bars of the probabilities, "
         "and a point in the triangle of all distributions."
@@ -277,6 +279,7 @@ class VoxelExplorer(Explorer):
 
     panels = (1, 3)
     size = (11.0, 3.6)
+    static = ("margin", "certainty")
     alt = (
         "Cross-entropy, penalty and their sum along the logit distance; their gradients as bars; "
         "the voxel's probabilities."
@@ -424,6 +427,7 @@ class SliceExplorer(Explorer):
 
     panels = (1, 3)
     size = (11.0, 3.6)
+    static = ("margin", "slice_index")
     alt = (
         "A slice, the number of classes beyond the margin at each voxel, "
         "and the histogram of logit distances with the margin."
@@ -540,6 +544,7 @@ class MarginExplorer(Explorer):
     """
 
     size = (13.0, 3.9)
+    static = ("margin",)
     alt = (
         "Logit distances and reliability diagram of the network trained at the margin, and DSC and ECE of all networks."
     )

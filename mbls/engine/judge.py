@@ -374,7 +374,7 @@ def judge(
         wanted: which of :func:`columns`; None takes all. HD95 and ASD are in mm where the spacing is known, else in
             voxels.
         scale: applied to logits (B, K, *spatial), e.g. a fitted :class:`mbls.posthoc.TemperatureScaling`; everything
-            but the overlap is then taken a second time behind it, in columns that begin with "scaled_".
+            but the overlap is then taken a second time behind it, in columns that begin with ``scaled_``.
         pool: False leaves out the bins, and the distances of all voxels together.
         fabric: with n processes, each judges every n-th case, and all get all rows.
         progress: whether a bar is shown.

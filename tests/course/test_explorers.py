@@ -99,7 +99,8 @@ def test_shown_with_a_picture_and_text_for_readers_without_a_kernel(explorer_and
     data = explorer._repr_mimebundle_()
     assert "application/vnd.jupyter.widget-view+json" in data
     source, alt, width = re.fullmatch(
-        r'<img src="data:image/png;base64,([^"]+)" alt="([^"]+)" width="(\d+)" .*>', data["text/html"]
+        r'<img class="mbls-explorer" src="data:image/png;base64,([^"]+)" alt="([^"]+)" width="(\d+)" .*>',
+        data["text/html"],
     ).groups()
     assert imread(io.BytesIO(base64.b64decode(source))).shape[1] > 1.5 * int(width)
     assert explorer.describe(explorer.numbers) in data["text/plain"]
