@@ -100,7 +100,7 @@ COLOURS = {
 SMALL_SHARE = 0.01
 #: Pictures are this many pixels an inch, and shown at a smaller size: sharp on a projector.
 DPI, SHOWN_DPI = 150, 90
-#: A drawing up to this many bytes is kept as one (SVG), a larger one as an image (PNG).
+#: A drawing up to this many bytes is kept as one (SVG), a larger one as an image (WebP).
 SVG_BYTES = 60_000
 
 
@@ -157,7 +157,7 @@ class Picture:
 
     Attributes:
         alt: what it shows, in words.
-        kind: "image/svg+xml" or "image/png".
+        kind: "image/svg+xml" or "image/webp".
         content: the drawing or image.
         width: at which it is shown, in pixels.
     """
@@ -198,8 +198,8 @@ def show(figure: Figure, alt: str) -> Picture:
     with rc_context({"svg.hashsalt": "mbls"}):
         figure.savefig(content, format="svg", metadata={"Date": None, "Creator": None})
     if len(content.getvalue()) > SVG_BYTES:
-        kind, content = "image/png", io.BytesIO()
-        figure.savefig(content, format="png", dpi=DPI)
+        kind, content = "image/webp", io.BytesIO()
+        figure.savefig(content, format="webp", dpi=DPI, pil_kwargs={"quality": 90})
     return Picture(alt, kind, content.getvalue(), round(figure.get_figwidth() * SHOWN_DPI))
 
 

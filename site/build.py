@@ -31,7 +31,7 @@ SOURCE, STATIC, EXPLORERS = BUILD / "source", BUILD / "static", BUILD / "explore
 PAGES = ("notebooks/*.ipynb", "notebooks/*.md", "notebooks/solutions/*.ipynb", "data/**/*.md", "docs/*.md", "*.md")
 PAGES += ("benchmarks/*.md", "tests/*.md", "data/results/*.png", "data/*.json", "CITATION.cff", "benchmarks/*.png")
 #: A picture inside an output, and what it is.
-PICTURE = re.compile(r'src="data:image/(png|svg\+xml);base64,([^"]+)"')
+PICTURE = re.compile(r'src="data:image/(webp|svg\+xml);base64,([^"]+)"')
 
 
 def stage() -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import functools
 import itertools
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -488,7 +489,9 @@ def reliability_over_subjects(
     place = np.array([subjects.index(subject) for subject in rows["subject"]], dtype=int)
     for column, name in enumerate(("count", "prob_sum", "hit_sum")):
         np.add.at(counts[:, column], (place, rows["bin"].to_numpy(int)), rows[name].to_numpy(float))
-    interval = bootstrap_interval(counts, lambda chosen: _reliability_of(chosen).accuracy)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # few subjects: whoever draws the intervals says how many
+        interval = bootstrap_interval(counts, lambda chosen: _reliability_of(chosen).accuracy)
     return _reliability_of(counts), interval
 
 

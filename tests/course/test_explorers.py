@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from matplotlib.image import imread
+from PIL import Image
 from traitlets import TraitError
 
 from mbls.constraints import confidence_at_margin, logit_distances
@@ -99,10 +99,10 @@ def test_shown_with_a_picture_and_text_for_readers_without_a_kernel(explorer_and
     data = explorer._repr_mimebundle_()
     assert "application/vnd.jupyter.widget-view+json" in data
     source, alt, width = re.fullmatch(
-        r'<img class="mbls-explorer" src="data:image/png;base64,([^"]+)" alt="([^"]+)" width="(\d+)" .*>',
+        r'<img class="mbls-explorer" src="data:image/webp;base64,([^"]+)" alt="([^"]+)" width="(\d+)" .*>',
         data["text/html"],
     ).groups()
-    assert imread(io.BytesIO(base64.b64decode(source))).shape[1] > 1.5 * int(width)
+    assert Image.open(io.BytesIO(base64.b64decode(source))).width > 1.5 * int(width)
     assert explorer.describe(explorer.numbers) in data["text/plain"]
     assert len(alt) > 60
     assert 'role="status"' in explorer.readout.value
