@@ -200,6 +200,7 @@ class NeighbourExplorer(Explorer):
     IMAGES: ClassVar[int] = 300
     SIDES: ClassVar[tuple[int, ...]] = (12, 24, 48)
     EDGES: ClassVar[np.ndarray] = np.linspace(0.6, 1, 41)
+    data = "simulated errors, no patients"
     size = (9.0, 3.6)
     alt = (
         "A map of the voxels where a network is right and wrong, and a histogram of the accuracy over 300 such images "
