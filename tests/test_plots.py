@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from mbls import plots
-from mbls.course.explorers import LogitExplorer, ReliabilityExplorer, VoxelExplorer
+from mbls.course.explorers import LogitExplorer, NeighbourExplorer, ReliabilityExplorer, VoxelExplorer
 from mbls.metrics import CalibrationBins
 
 HEX = "#[0-9A-Fa-f]{6}"
@@ -91,7 +91,8 @@ def test_no_colour_outside_the_palette():
 def test_explorers_draw_in_the_palette():
     palette = [*plots.LOSS_COLOURS.values(), *plots.STRUCTURE_COLOURS, *plots.COLOURS.values(), "#000000", "#ffffff"]
     known = {matplotlib.colors.to_rgb(colour) for colour in palette}
-    for explorer in (VoxelExplorer(), LogitExplorer(), ReliabilityExplorer(torch.rand(200, 4).softmax(1))):
+    reliability = ReliabilityExplorer(torch.rand(200, 4).softmax(1))
+    for explorer in (VoxelExplorer(), LogitExplorer(), NeighbourExplorer(), reliability):
         for artist in explorer._moving:
             for name in ("get_color", "get_facecolor"):
                 if hasattr(artist, name):

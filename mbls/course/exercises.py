@@ -37,6 +37,7 @@ __all__ = [
     "exercise_1_1",
     "exercise_1_2",
     "exercise_1_3",
+    "exercise_1_4",
     "exercise_2_1",
     "exercise_2_2",
     "exercise_2_3",
@@ -163,18 +164,22 @@ def exercise_0_1(answer: Any) -> Feedback:
 
 
 def exercise_0_2(answer: Any) -> Feedback:
-    """Confidence of a voxel exactly on the margin m = 5 with K = 2 classes."""
+    """How many times as many errors as announced: confidence 0.99, 3400 of 4000 right."""
     hints = {
-        confidence_at_margin(5, 4): "that is for four classes. With two there is only one other class to share with.",
-        math.exp(-5): "exp(-5) is how much less the loser has than the winner; the two must sum to 1.",
+        600.0: "that is how many errors it makes. How many did it announce?",
+        40.0: "that is how many errors it announced, 1 % of 4,000. How many did it make?",
+        0.14: "that is the gap of confidence and accuracy. Count errors: those made over those announced.",
+        560.0: "that is how many more. How many times as many?",
+        40 / 600: "that is the announced over the made; turn it over.",
     }
     return _number(
         answer,
-        confidence_at_margin(5, 2),
-        5e-4,
-        "Yes: 1 / (1 + exp(-5)) = 0.993.",
+        15,
+        0.02,
+        "Yes: it announced 1 % of 4,000, which is 40, and made 600. 99 against 85 % sounds close; in errors it is 15 "
+        "times.",
         hints,
-        "Use 1 / (1 + (K - 1) exp(-m)).",
+        "Announced: 1 % of 4,000. Made: 4,000 - 3,400.",
     )
 
 
@@ -254,6 +259,21 @@ def exercise_1_3(answer: Any) -> Feedback:
         "And this for every bin, if neighbouring voxels were independent, which they are not."
     )
     return _number(answer, 900, 1, praise, hints, "Solve sqrt(p (1 - p) / n) = 0.01 for n.")
+
+
+def exercise_1_4(answer: Any) -> Feedback:
+    """Standard error of the accuracy of 40,000 voxels, 0.9 of them right, in patches of 25 that err together."""
+    independent = math.sqrt(0.9 * 0.1 / 40_000)
+    hints = {
+        independent: "that is for 40,000 independent voxels. Here 25 of them count as one.",
+        25 * independent: "the error grows with the root of the patch: sqrt(25) times, not 25 times.",
+        0.3: "that is the deviation of a single voxel; an average over n of them has 1 / sqrt(n) of it.",
+    }
+    praise = (
+        "Yes: 40,000 / 25 = 1,600 patches, and sqrt(0.9 · 0.1 / 1600) = 0.0075, five times what independent voxels "
+        "would give."
+    )
+    return _number(answer, 0.0075, 2e-4, praise, hints, "How many patches are there? Each counts as one voxel.")
 
 
 # 02 Cross-entropy is overconfident

@@ -12,9 +12,10 @@ from mbls.course import exercises
 
 NUMBERS = {
     exercises.exercise_0_1: 2,
-    exercises.exercise_0_2: 0.993,
+    exercises.exercise_0_2: 15,
     exercises.exercise_1_1: 0.2,
     exercises.exercise_1_3: 900,
+    exercises.exercise_1_4: 0.0075,
     exercises.exercise_2_2: 148,
     exercises.exercise_3_2: 54.6,
     exercises.exercise_4_2: 0.75,
@@ -107,9 +108,12 @@ def test_a_function_that_raises_is_told(check, answer):
     [
         (exercises.exercise_0_1, 3, "the logit itself"),
         (exercises.exercise_0_1, -2, "sign"),
-        (exercises.exercise_0_2, 0.98, "four classes"),
+        (exercises.exercise_0_2, 600, "announce"),
+        (exercises.exercise_0_2, 0.14, "gap"),
         (exercises.exercise_1_1, 0.6, "accuracy"),
         (exercises.exercise_1_3, 90, "square"),
+        (exercises.exercise_1_4, 0.0015, "independent"),
+        (exercises.exercise_1_4, 0.0375, "root"),
         (exercises.exercise_2_2, 5, "shrinks"),
         (exercises.exercise_2_3, "below", "more confident"),
         (exercises.exercise_3_2, 4, "exp(d)"),
