@@ -47,6 +47,7 @@ __all__ = [
     "LOSS_COLOURS",
     "STRUCTURE_COLOURS",
     "Picture",
+    "before_and_after",
     "blank_axes",
     "curves",
     "curves_with_band",
@@ -527,6 +528,38 @@ def forest(axes: Axes, table: pd.DataFrame, names: Mapping[str, str], xlabel: st
         points += axes.plot(row["difference"], place, marker="o", markersize=6, color=colour, linestyle="none")
     axes.axvline(0, color=COLOURS["guide"], linestyle="--", linewidth=1)
     axes.set(yticks=range(len(names)), yticklabels=list(names.values()), xlabel=xlabel, title=title)
+    axes.invert_yaxis()
+    axes.grid(axis="x", alpha=0.3)
+    return points
+
+
+def before_and_after(
+    axes: Axes, table: pd.DataFrame, before: str, after: str, names: Mapping[str, str], xlabel: str, title: str = ""
+) -> list[Line2D]:
+    """One line a loss from top to bottom: an open point before, a full one after, and an arrow between them.
+
+    Args:
+        axes: where to draw.
+        table: a run a row, with columns loss, before and after; the runs of a loss are averaged.
+        before: column of the open point.
+        after: column of the full point.
+        names: the losses to draw, from the top down -> their names.
+        xlabel: below the axes.
+        title: above the axes.
+
+    Returns:
+        The full points.
+    """
+    points: list[Line2D] = []
+    means = table.groupby("loss")[[before, after]].mean()
+    for place, loss in enumerate(names):
+        (start, end), colour = means.loc[loss], loss_colour(loss)
+        arrow = {"arrowstyle": "->", "color": colour, "shrinkA": 5, "shrinkB": 5}
+        axes.annotate("", (end, place), (start, place), arrowprops=arrow)
+        axes.plot(start, place, marker="o", markersize=7, color=colour, markerfacecolor="white", linestyle="none")
+        points += axes.plot(end, place, marker="o", markersize=7, color=colour, linestyle="none")
+    axes.set(yticks=range(len(names)), yticklabels=list(names.values()), xlabel=xlabel, title=title)
+    axes.set_xlim(left=0)
     axes.invert_yaxis()
     axes.grid(axis="x", alpha=0.3)
     return points
