@@ -36,7 +36,7 @@ def test_losses_and_gradients_are_those_of_the_cpu(name, dtype):
     logits, labels = batch()
     found = {}
     for device in ("cpu", "cuda"):
-        x = logits.to(device, dtype).requires_grad_()
+        x = logits.clone().to(device, dtype).requires_grad_()
         value = build_loss(name, K).to(device)(x, labels.to(device))
         value.backward()
         found[device] = value.detach().cpu(), x.grad.cpu()
@@ -49,7 +49,7 @@ def test_a_half_precision_loss_is_finite_and_near():
     logits, labels = batch()
     exact = build_loss("mbls:margin=5", K)(logits, labels).item()
     for dtype in (torch.float16, torch.bfloat16):
-        x = logits.to("cuda", dtype).requires_grad_()
+        x = logits.to("cuda", dtype).detach().requires_grad_()
         value = build_loss("mbls:margin=5", K)(x, labels.cuda())
         value.backward()
         assert x.grad.isfinite().all()
