@@ -40,7 +40,8 @@ def test_losses_and_gradients_are_those_of_the_cpu(name, dtype):
         value = build_loss(name, K).to(device)(x, labels.to(device))
         value.backward()
         found[device] = value.detach().cpu(), x.grad.cpu()
-    exact = 1e-5 if dtype == torch.float32 else 1e-10
+    # MONAI's NACL counts its neighbours in float32.
+    exact = 1e-5 if dtype == torch.float32 else 1e-6 if name == "nacl" else 1e-10
     torch.testing.assert_close(found["cuda"][0], found["cpu"][0], rtol=exact, atol=exact)
     torch.testing.assert_close(found["cuda"][1], found["cpu"][1], rtol=100 * exact, atol=exact / logits[:, 0].numel())
 
