@@ -191,9 +191,9 @@ def read_predictions(folder: str | Path) -> PredictionFolder:
     index = Path(folder) / INDEX
     if not index.is_file():
         raise FileNotFoundError(f"{index}: missing, expected a folder of kept predictions")
+    content = read_json(index)
     try:
-        content = read_json(index)
         names, cases = tuple(map(str, content["class_names"])), tuple(map(str, content["cases"]))
         return PredictionFolder(index.parent, str(content["data"]), names, cases)
-    except (ValueError, KeyError, TypeError) as error:
+    except (KeyError, TypeError) as error:
         raise ValueError(f"{index}: cannot be read ({error!r}), expected data, class_names and cases") from error
