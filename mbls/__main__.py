@@ -165,7 +165,8 @@ def _study(options: argparse.Namespace) -> int:
     if options.split is not None:
         protocol = replace(protocol, base=replace(protocol.base, split=options.split))
     only = PARTS if options.parts is None else _words(options.parts)
-    experiments = study(protocol, _numbers("--seeds", options.seeds), only)
+    runs = None if options.runs is None else _words(options.runs)
+    experiments = study(protocol, _numbers("--seeds", options.seeds), only, runs)
     if options.list:
         print("\n".join(experiment.name for experiment in experiments))
         return 0
@@ -244,7 +245,8 @@ def _predictions(options: argparse.Namespace) -> int:
     calibration = judge_answers(readers)
     print(f"{len(readers)} readers, {calibration.describe('They were')}")
     if options.out is not None:
-        figure = draw(calibration, f"{len(readers)} readers, {calibration.count} predictions")
+        readers_and_answers = f"{len(readers)} readers, {calibration.count} predictions"
+        figure = draw(calibration, "Predictions of a class", readers_and_answers)
         with atomic_write(options.out) as part:
             figure.savefig(part, dpi=150, format="png")
         print(options.out)
@@ -490,6 +492,9 @@ def _study_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--parts", nargs="+", help=f"{', '.join(PARTS)} (default: all)")
     parser.add_argument("--seeds", default=["0,1,2"], nargs="+", help="(default: 0,1,2)")
+    parser.add_argument(
+        "--runs", nargs="+", help="of these parts and seeds, only the runs of some names, as --list prints"
+    )
     parser.add_argument(
         "--epochs", type=int, help="another number than the protocol's, e.g. 2 to see whether all of it runs"
     )
