@@ -311,6 +311,11 @@ class CalibrationBins:
             figures = gap.amax(1)
         return figures.numpy()
 
+    def brier_calibration(self) -> float:
+        """The calibration part of the Brier score, which :func:`brier_decomposition` explains."""
+        gap, count = (part[1:] for part in self._gaps())
+        return float((gap.square() * count).sum() / count[0].sum())
+
     def reliability(self, class_index: int | None = None) -> Reliability:
         """The reliability diagram.
 
@@ -613,12 +618,7 @@ def brier_decomposition(
         Broecker, Quarterly Journal of the Royal Meteorological Society 2009.
     """
     whole = brier_score(probs, target, mask)
-    bins = CalibrationBins(probs.shape[1], num_bins).update(probs, target, mask)
-    calibration = 0.0
-    for number in range(probs.shape[1]):
-        found = bins.reliability(number)
-        gaps = np.nan_to_num(found.confidence - found.accuracy)
-        calibration += float((found.count * gaps**2).sum() / found.count.sum())
+    calibration = CalibrationBins(probs.shape[1], num_bins).update(probs, target, mask).brier_calibration()
     return calibration, whole - calibration
 
 

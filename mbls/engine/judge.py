@@ -33,6 +33,7 @@ from mbls.metrics import (
     negative_log_likelihood,
     region_mask,
     segmentation_scores,
+    smooth_calibration_error,
 )
 from mbls.progress import progress_bar
 from mbls.statistics import bootstrap_interval
@@ -101,6 +102,10 @@ class _Voxels:
     def bins(self) -> CalibrationBins:
         return CalibrationBins(self.logits.shape[1]).update(self.probs, self.labels, self.mask)
 
+    @functools.cached_property
+    def brier(self) -> float:
+        return brier_score(self.probs, self.labels, self.mask)
+
 
 def _mean_distance(voxels: _Voxels) -> float:
     distances = voxels.case.mean_distances
@@ -147,8 +152,11 @@ METRICS = {
     "cace": Metric("class-wise ACE", 4, "low", lambda voxels: voxels.bins.classwise("ace")),
     "cmce": Metric("class-wise MCE", 4, "low", lambda voxels: voxels.bins.classwise("mce")),
     "aece": Metric("AECE", 4, "low", lambda v: adaptive_calibration_error(v.probs, v.labels, mask=v.mask)),
+    "smece": Metric("smooth ECE", 4, "low", lambda v: smooth_calibration_error(v.probs, v.labels, v.mask)),
     "nll": Metric("NLL", 3, "low", lambda v: negative_log_likelihood(v.probs, v.labels, v.mask)),
-    "brier": Metric("Brier", 3, "low", lambda v: brier_score(v.probs, v.labels, v.mask)),
+    "brier": Metric("Brier", 3, "low", lambda voxels: voxels.brier),
+    "brier_calibration": Metric("Brier, calibration", 4, "low", lambda voxels: voxels.bins.brier_calibration()),
+    "brier_refinement": Metric("Brier, refinement", 4, "low", lambda v: v.brier - v.bins.brier_calibration()),
     "overconfidence": Metric("confidence - accuracy", 4, None, lambda voxels: _overconfidence(voxels.bins)),
     "certain": Metric("share above 0.999", 3, None, lambda voxels: _share_above(voxels, 0.999)),
     "mean_distance": Metric("mean distance", 2, None, _mean_distance),
