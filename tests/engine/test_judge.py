@@ -54,7 +54,7 @@ def test_figures_are_those_of_the_metrics(predictions):
     assert row["ece_fg"] == pytest.approx(expected_calibration_error(probs, labels, mask=labels > 0), rel=1e-12)
     assert row["smece_fg"] == pytest.approx(smooth_calibration_error(probs, labels, labels > 0), rel=1e-12)
     parts = row["brier_calibration_fg"], row["brier_refinement_fg"]
-    assert parts == pytest.approx(brier_decomposition(probs, labels, labels > 0), rel=1e-12)
+    assert parts == pytest.approx(brier_decomposition(probs, labels, mask=labels > 0), rel=1e-12)
     assert sum(parts) == pytest.approx(row["brier_fg"], rel=1e-12)
     expected = segmentation_scores(one.logits.argmax(0), one.labels, 4, one.spacing)
     assert [row[f"hd95_{name}"] for name in NAMES[1:]] == expected["hd95"]
