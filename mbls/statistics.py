@@ -181,7 +181,7 @@ def conformal_quantile(errors: Sequence[float], level: float = 0.95) -> float:
         inf
 
     References:
-        Vovk, Gammerman and Shafer, Algorithmic Learning in a Random World, 2005; Lei et al., JASA 2018 (split conformal).
+        Vovk, Gammerman and Shafer, Algorithmic Learning in a Random World, 2005; Lei et al., JASA 2018.
     """
     if not 0 < level < 1:
         raise ValueError(f"level: got {level}, expected a number between 0 and 1")

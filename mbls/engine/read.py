@@ -91,12 +91,16 @@ class FoundPredictions(PredictionFolder):
         log_probs, floored = _log_probs(one, _read_scores(one, labels.shape, image)[0])
         return Prediction(case, one.subject, log_probs, torch.from_numpy(labels), spacing, floored=floored)
 
+    def target(self, case: str, folder: Path) -> Path:
+        """Where :meth:`write` puts a case."""
+        return folder / self._files[case].scores.relative_to(self.folder)
+
     def write(self, case: str, probs: torch.Tensor, folder: Path) -> Path:
         """Probabilities (K, z, y, x) of a case, in the form that its file has, under the same name in a folder."""
         one = self._files[case]
         labels, _, image = _read_labels(one)
         form = _read_scores(one, labels.shape, image)[1]
-        path = folder / one.scores.relative_to(self.folder)
+        path = self.target(case, folder)
         path.parent.mkdir(parents=True, exist_ok=True)
         _write_like(one.scores, form, probs.cpu().numpy(), path)
         return path
