@@ -47,11 +47,14 @@ __all__ = [
     "LOSS_COLOURS",
     "STRUCTURE_COLOURS",
     "Picture",
+    "agreement",
     "before_and_after",
     "blank_axes",
     "curves",
     "curves_with_band",
     "forest",
+    "gap_heat_map",
+    "layers",
     "lines_with_spread",
     "loss_colour",
     "new_figure",
@@ -59,6 +62,7 @@ __all__ = [
     "points_by_loss",
     "reading_key",
     "reliability_diagram",
+    "risk_curves",
     "shades",
     "show",
     "show_difference",
@@ -575,3 +579,101 @@ def _mean_and_std(values: pd.Series) -> tuple[float, float]:
     """Mean and standard deviation (n - 1); the deviation of a single value is 0."""
     mean, deviation = values.agg(["mean", "std"]).to_numpy(float)
     return float(mean), float(np.nan_to_num(deviation))
+
+
+def gap_heat_map(axes: Axes, gaps: np.ndarray, names: Sequence[str], xlabel: str, label: str) -> AxesImage:
+    """Confidence minus accuracy, a row a case and a column a bin of confidence; bins without a number are grey.
+
+    Args:
+        axes: where to draw.
+        gaps: (cases, bins) in -1..1, NaN where a bin holds next to nothing.
+        names: of the cases.
+        xlabel: below the axes.
+        label: beside the colour bar.
+    """
+    colours = LinearSegmentedColormap.from_list("difference", [COLOURS["truth"], "white", COLOURS["claimed"]])
+    colours.set_bad("#EEEEEE")
+    limit = float(np.nanmax(np.abs(gaps))) if np.isfinite(gaps).any() else 1.0
+    extent = (0, 1, len(names) - 0.5, -0.5)
+    shown = axes.imshow(gaps, cmap=colours, vmin=-limit, vmax=limit, extent=extent, aspect="auto", interpolation="none")
+    axes.set(xlabel=xlabel, yticks=range(len(names)))
+    axes.set_yticklabels(names, fontsize=7)
+    axes.figure.colorbar(shown, ax=axes, label=label)
+    return shown
+
+
+def layers(
+    axes: Axes, names: Sequence[str], series: Mapping[str, tuple[str, Sequence[float]]], xlabel: str
+) -> list[Line2D]:
+    """One line a series over layers that follow each other.
+
+    Args:
+        axes: where to draw.
+        names: of the layers.
+        series: name -> its colour in :data:`COLOURS`, and a number a layer.
+        xlabel: below the axes.
+    """
+    lines: list[Line2D] = []
+    for name, (colour, values) in series.items():
+        lines += axes.plot(range(len(names)), values, marker="o", color=COLOURS[colour], label=name)
+    axes.set(xticks=range(len(names)), xlabel=xlabel, ylim=(None, 1.01))
+    axes.set_xticklabels(names, fontsize=8)
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False)
+    return lines
+
+
+def risk_curves(axes: Axes, coverage: np.ndarray, series: Mapping[str, np.ndarray], random: float) -> list[Line2D]:
+    """Risk of the cases that are kept, against their share; a random order is a dashed line.
+
+    Args:
+        axes: where to draw.
+        coverage: share of the cases that is kept.
+        series: order of the cases -> risk at each coverage; the first is the network's, the second the best.
+        random: risk in a random order.
+    """
+    lines: list[Line2D] = []
+    for (name, values), colour in zip(series.items(), (COLOURS["claimed"], COLOURS["truth"]), strict=True):
+        lines += axes.plot(coverage, values, color=colour, marker=".", label=name)
+    axes.axhline(random, color=COLOURS["guide"], linestyle="--", linewidth=1, label="random order")
+    axes.set(xlim=(0, 1.02), xlabel="share of the cases kept", ylabel="mean 1 - DSC of these")
+    axes.set_ylim(bottom=0)
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False, fontsize=9)
+    return lines
+
+
+def agreement(
+    axes: Axes,
+    truth: np.ndarray,
+    predicted: np.ndarray,
+    naive: np.ndarray,
+    conformal: float,
+    colour: str,
+    label: str,
+    title: str,
+) -> list[Line2D]:
+    """Predicted against true amounts, a point a case, with the interval that each case claims and one for all.
+
+    Args:
+        axes: where to draw.
+        truth: of the cases.
+        predicted: of the cases.
+        naive: half the width of each case's own interval, drawn as a bar.
+        conformal: half the width of an interval that holds for all, drawn as a band around the diagonal; NaN: none.
+        colour: of the points.
+        label: what is measured, with its unit.
+        title: above the axes.
+    """
+    top = 1.05 * float(max(truth.max(initial=0), (predicted + naive).max(initial=0), 1e-6))
+    ends = np.array([0, top])
+    if np.isfinite(conformal):
+        band = {"color": COLOURS["chance"], "alpha": 0.6, "linewidth": 0, "label": "conformal 95 %"}
+        axes.fill_between(ends, ends - conformal, ends + conformal, **band)
+        axes.legend(frameon=False, fontsize=8, loc="upper left")
+    axes.plot(ends, ends, color=COLOURS["guide"], linestyle="--", linewidth=1)
+    axes.errorbar(truth, predicted, naive, color=colour, linestyle="none", linewidth=2, alpha=0.6)
+    points = axes.plot(truth, predicted, marker="o", markersize=4, color=colour, linestyle="none")
+    axes.set(xlim=(0, top), ylim=(0, top), xlabel=f"true {label}", ylabel=f"expected {label}", title=title)
+    axes.grid(alpha=0.3)
+    return points

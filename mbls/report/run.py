@@ -27,7 +27,7 @@ from mbls.progress import progress_bar
 from mbls.report.calibrate import Fitted, fit_on
 from mbls.report.cases import JudgedCase, judge_case
 
-__all__ = ["INDEX", "Judged", "judge_folder", "merge_judged", "read_judged"]
+__all__ = ["INDEX", "Judged", "is_judged", "judge_folder", "merge_judged", "read_judged"]
 
 #: In a folder of judged cases: what they are of.
 INDEX = "judged.json"
@@ -220,6 +220,11 @@ def merge_judged(folders: Sequence[str | Path], out: str | Path) -> Judged:
                 shutil.copyfile(source, _path(out, case))
     write_json(indices[0], out / INDEX)
     return read_judged(out)
+
+
+def is_judged(folder: str | Path) -> bool:
+    """Whether :func:`judge_folder` wrote into a folder."""
+    return (Path(folder) / INDEX).is_file()
 
 
 def read_judged(folder: str | Path) -> Judged:
