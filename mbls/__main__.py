@@ -288,7 +288,7 @@ def _print_report(judged: Judged, tables: Tables, paths: list[Path]) -> None:
     cells["over"] = cells["stage"].map({"as given": "", "scaled": "scaled "}) + cells["region"].replace("", "all")
     order = {"sort": False, "observed": True}
     table = pd.DataFrame({name: part.set_index("title")["told"] for name, part in cells.groupby("over", **order)})
-    print(table.fillna("").rename_axis(None).to_string())
+    print(table.loc[cells["title"].unique()].fillna("").rename_axis(None).to_string())
     print(paths[0])
 
 

@@ -591,8 +591,8 @@ def gap_heat_map(axes: Axes, gaps: np.ndarray, names: Sequence[str], xlabel: str
         xlabel: below the axes.
         label: beside the colour bar.
     """
-    colours = LinearSegmentedColormap.from_list("difference", [COLOURS["truth"], "white", COLOURS["claimed"]])
-    colours.set_bad("#EEEEEE")
+    ends = [COLOURS["truth"], "white", COLOURS["claimed"]]
+    colours = LinearSegmentedColormap.from_list("difference", ends).with_extremes(bad="#EEEEEE")
     limit = float(np.nanmax(np.abs(gaps))) if np.isfinite(gaps).any() else 1.0
     extent = (0, 1, len(names) - 0.5, -0.5)
     shown = axes.imshow(gaps, cmap=colours, vmin=-limit, vmax=limit, extent=extent, aspect="auto", interpolation="none")
