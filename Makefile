@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 export MPLBACKEND := agg
 
-.PHONY: lab test test-all bench audit format clean
+.PHONY: lab test test-all student bench audit format clean
 
 lab: $(STAMP)
 	$(BIN)/python -m mbls phantom --if-missing
@@ -24,6 +24,9 @@ test test-all: $(STAMP)
 	$(BIN)/python -m mbls phantom
 	MBLS_DATA=$(CURDIR)/data/phantom MBLS_PREDICTIONS=$$(mktemp -d)/none.json $(BIN)/python -m pytest --nbval --nbval-current-env notebooks
 
+student: $(STAMP)
+	$(BIN)/python notebooks/student.py $(STUDENT_OPTIONS)
+
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks
 
@@ -38,7 +41,7 @@ format: $(STAMP)
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) data/phantom runs .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build data/phantom runs .pytest_cache .ruff_cache .hypothesis
 
 # torch first and pinned: a plain `torch` may bring several gigabytes of CUDA packages.
 $(STAMP): pyproject.toml constraints.txt
