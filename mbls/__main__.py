@@ -244,7 +244,8 @@ def _predictions(options: argparse.Namespace) -> int:
     calibration = judge_answers(readers)
     print(f"{len(readers)} readers, {calibration.describe('They were')}")
     if options.out is not None:
-        figure = draw(calibration, f"{len(readers)} readers, {calibration.count} predictions")
+        readers_and_answers = f"{len(readers)} readers, {calibration.count} predictions"
+        figure = draw(calibration, "Predictions of a class", readers_and_answers)
         with atomic_write(options.out) as part:
             figure.savefig(part, dpi=150, format="png")
         print(options.out)

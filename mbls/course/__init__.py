@@ -5,8 +5,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from mbls.course import exercises
     from mbls.course.explorers import (
+        BootstrapExplorer,
         LogitExplorer,
         MarginExplorer,
+        NeighbourExplorer,
         ReliabilityExplorer,
         SliceExplorer,
         VoxelExplorer,
@@ -14,8 +16,10 @@ if TYPE_CHECKING:
     from mbls.course.predictions import ask, my_predictions, reveal
 
 __all__ = [
+    "BootstrapExplorer",
     "LogitExplorer",
     "MarginExplorer",
+    "NeighbourExplorer",
     "ReliabilityExplorer",
     "SliceExplorer",
     "VoxelExplorer",
