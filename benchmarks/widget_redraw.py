@@ -13,7 +13,14 @@ import numpy as np
 import pandas as pd
 import torch
 
-from mbls.course.explorers import LogitExplorer, MarginExplorer, ReliabilityExplorer, SliceExplorer, VoxelExplorer
+from mbls.course.explorers import (
+    CalibrationMapExplorer,
+    LogitExplorer,
+    MarginExplorer,
+    ReliabilityExplorer,
+    SliceExplorer,
+    VoxelExplorer,
+)
 from mbls.data.home import data_home
 
 MOVES = 40
@@ -34,6 +41,8 @@ def explorers() -> dict:
         ),
         "LogitExplorer": (LogitExplorer(), "cavity", (-2.0, 0.0, 2.0, 4.0)),
         "VoxelExplorer": (VoxelExplorer(), "margin", (0.0, 2.0, 4.0, 6.0)),
+        "CalibrationMapExplorer, MbLS": (CalibrationMapExplorer(), "margin", (0.0, 2.0, 4.0, 6.0)),
+        "CalibrationMapExplorer, FL": (CalibrationMapExplorer(loss="fl"), "gamma", (0.5, 2.0, 3.0, 5.0)),
         "SliceExplorer, 192 x 192": (SliceExplorer(images, labels, logits), "margin", (0.0, 2.0, 4.0, 6.0)),
         "MarginExplorer": (MarginExplorer(*tables), "margin", (0.0, 2.0, 5.0, 10.0)),
     }

@@ -126,7 +126,7 @@ def asked_in(notebook):
 
 
 def test_exercises_ask_for_code_and_for_a_prediction(lesson):
-    assert 2 <= len(asked_in(lesson)) <= 3
+    assert 2 <= len(asked_in(lesson)) <= 4
     prose = text(lesson, "markdown")
     assert "(code)" in prose
     assert "(predict" in prose

@@ -4,7 +4,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mbls.course import exercises
+    from mbls.course.cards import loss_cards
     from mbls.course.explorers import (
+        CalibrationMapExplorer,
         LogitExplorer,
         MarginExplorer,
         ReliabilityExplorer,
@@ -14,6 +16,7 @@ if TYPE_CHECKING:
     from mbls.course.predictions import ask, my_predictions, reveal
 
 __all__ = [
+    "CalibrationMapExplorer",
     "LogitExplorer",
     "MarginExplorer",
     "ReliabilityExplorer",
@@ -21,6 +24,7 @@ __all__ = [
     "VoxelExplorer",
     "ask",
     "exercises",
+    "loss_cards",
     "my_predictions",
     "reveal",
 ]
@@ -35,6 +39,10 @@ def __getattr__(name: str) -> Any:
         import importlib
 
         return importlib.import_module("mbls.course.exercises")
+    if name == "loss_cards":
+        from mbls.course.cards import loss_cards
+
+        return loss_cards
     from mbls.course import explorers, predictions
 
     return getattr(predictions if name in _PREDICTIONS else explorers, name)

@@ -35,7 +35,7 @@ class Explorer(HasTraits):
     """State in traits, numbers computed from it, a view that follows.
 
     A subclass declares traits with ``.tag(label=...)`` (and ``step=...`` for numbers), and says with
-    ``panels``, ``size`` and ``alt`` what its figure is. Then it defines
+    ``panels``, ``size`` and ``alt`` what its figure is, and with ``static`` which traits matter most. Then it defines
 
     - ``new_figure()``: only where its axes are not a plain grid;
     - ``compute()``: the numbers of the present state, nothing drawn and nothing changed;
@@ -59,6 +59,8 @@ class Explorer(HasTraits):
         LogitExplorer(background=0.0, myocardium=1.0, cavity=2.0): d = (2.0, 1.0, 0.0); winner LV with probability 0.665
     """
 
+    #: Names of one or two traits that a page without a kernel varies; the others stay as the page sets them.
+    static: ClassVar[tuple[str, ...]] = ()
     panels: ClassVar[tuple[int, int]] = (1, 2)  # rows, columns
     size: ClassVar[tuple[float, float]] = (9.0, 3.4)  # inches
     alt: ClassVar[str] = ""
@@ -165,6 +167,10 @@ class Explorer(HasTraits):
         """
         return []
 
+    def without_effect(self) -> set[str]:
+        """Names of the state that the present picture does not depend on; their controls are greyed out."""
+        return set()
+
     def _control(self, name: str) -> ipywidgets.Widget:
         trait = self.traits()[name]
         value = getattr(self, name)
@@ -191,6 +197,9 @@ class Explorer(HasTraits):
         picture = io.BytesIO()
         imsave(picture, np.asarray(self._canvas.buffer_rgba()), format="png", pil_kwargs={"compress_level": 1})
         self.image.value = picture.getvalue()
+        idle = self.without_effect()
+        for name, control in self.controls.items():
+            control.disabled = name in idle
         text = html.escape(self.describe(self.numbers))
         self.readout.value = f'<div role="status" aria-live="polite" class="mbls-readout">{text}</div>'
 
