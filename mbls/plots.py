@@ -47,6 +47,7 @@ __all__ = [
     "LOSS_COLOURS",
     "STRUCTURE_COLOURS",
     "Picture",
+    "before_and_after",
     "blank_axes",
     "curves",
     "curves_with_band",
@@ -100,7 +101,7 @@ COLOURS = {
 SMALL_SHARE = 0.01
 #: Pictures are this many pixels an inch, and shown at a smaller size: sharp on a projector.
 DPI, SHOWN_DPI = 150, 90
-#: A drawing up to this many bytes is kept as one (SVG), a larger one as an image (PNG).
+#: A drawing up to this many bytes is kept as one (SVG), a larger one as an image (WebP).
 SVG_BYTES = 60_000
 
 
@@ -157,7 +158,7 @@ class Picture:
 
     Attributes:
         alt: what it shows, in words.
-        kind: "image/svg+xml" or "image/png".
+        kind: "image/svg+xml" or "image/webp".
         content: the drawing or image.
         width: at which it is shown, in pixels.
     """
@@ -198,8 +199,8 @@ def show(figure: Figure, alt: str) -> Picture:
     with rc_context({"svg.hashsalt": "mbls"}):
         figure.savefig(content, format="svg", metadata={"Date": None, "Creator": None})
     if len(content.getvalue()) > SVG_BYTES:
-        kind, content = "image/png", io.BytesIO()
-        figure.savefig(content, format="png", dpi=DPI)
+        kind, content = "image/webp", io.BytesIO()
+        figure.savefig(content, format="webp", dpi=DPI, pil_kwargs={"quality": 90})
     return Picture(alt, kind, content.getvalue(), round(figure.get_figwidth() * SHOWN_DPI))
 
 
@@ -459,7 +460,7 @@ def reliability_diagram(
     reliability: Reliability,
     interval: tuple[np.ndarray, np.ndarray] | None = None,
     title: str = "",
-    colour: str = LOSS_COLOURS["mbls"],
+    colour: str = COLOURS["claimed"],
 ) -> list[Line2D]:
     """A point a bin, at its mean confidence and its accuracy, and below how many voxels it has.
 
@@ -527,6 +528,38 @@ def forest(axes: Axes, table: pd.DataFrame, names: Mapping[str, str], xlabel: st
         points += axes.plot(row["difference"], place, marker="o", markersize=6, color=colour, linestyle="none")
     axes.axvline(0, color=COLOURS["guide"], linestyle="--", linewidth=1)
     axes.set(yticks=range(len(names)), yticklabels=list(names.values()), xlabel=xlabel, title=title)
+    axes.invert_yaxis()
+    axes.grid(axis="x", alpha=0.3)
+    return points
+
+
+def before_and_after(
+    axes: Axes, table: pd.DataFrame, before: str, after: str, names: Mapping[str, str], xlabel: str, title: str = ""
+) -> list[Line2D]:
+    """One line a loss from top to bottom: an open point before, a full one after, and an arrow between them.
+
+    Args:
+        axes: where to draw.
+        table: a run a row, with columns loss, before and after; the runs of a loss are averaged.
+        before: column of the open point.
+        after: column of the full point.
+        names: the losses to draw, from the top down -> their names.
+        xlabel: below the axes.
+        title: above the axes.
+
+    Returns:
+        The full points.
+    """
+    points: list[Line2D] = []
+    means = table.groupby("loss")[[before, after]].mean()
+    for place, loss in enumerate(names):
+        (start, end), colour = means.loc[loss], loss_colour(loss)
+        arrow = {"arrowstyle": "->", "color": colour, "shrinkA": 5, "shrinkB": 5}
+        axes.annotate("", (end, place), (start, place), arrowprops=arrow)
+        axes.plot(start, place, marker="o", markersize=7, color=colour, markerfacecolor="white", linestyle="none")
+        points += axes.plot(end, place, marker="o", markersize=7, color=colour, linestyle="none")
+    axes.set(yticks=range(len(names)), yticklabels=list(names.values()), xlabel=xlabel, title=title)
+    axes.set_xlim(left=0)
     axes.invert_yaxis()
     axes.grid(axis="x", alpha=0.3)
     return points

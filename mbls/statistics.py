@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 from scipy.stats import rankdata, wilcoxon
 
-__all__ = ["bootstrap_interval", "holm", "paired_p_values", "rank"]
+__all__ = ["bootstrap_interval", "bootstrap_samples", "holm", "paired_p_values", "rank"]
 
 #: With fewer subjects an interval is told to be rough, and a test has no p-value.
 FEW_SUBJECTS, TOO_FEW_TO_TEST = 10, 6
@@ -52,21 +52,49 @@ def bootstrap_interval(
     References:
         Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13.
     """
+    if not 0 < level < 1:
+        raise ValueError(f"level: got {level}, expected a number between 0 and 1")
+    found = bootstrap_samples(values, statistic, resamples, seed)
+    if len(values) < FEW_SUBJECTS:
+        warnings.warn(f"an interval over {len(values)} subjects is rough; ten or more are wanted", stacklevel=2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # of a place that is NaN in every set
+        low, high = np.nanpercentile(found, [50 - 50 * level, 50 + 50 * level], axis=0)
+    return (low, high) if np.ndim(low) else (float(low), float(high))
+
+
+def bootstrap_samples(
+    values: np.ndarray,
+    statistic: Callable[[np.ndarray], Any] | None = None,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> np.ndarray:
+    """A statistic of many sets of as many subjects, drawn from those at hand with replacement.
+
+    Args:
+        values: as for :func:`bootstrap_interval`, and so are statistic, resamples and seed.
+        statistic: (subjects, ...) -> a number or an array; None takes the mean over the subjects.
+        resamples: how many sets are drawn, >= 1.
+        seed: of the draws.
+
+    Returns:
+        (resamples, ...), float64.
+
+    Raises:
+        ValueError: no subject; no set.
+
+    Example:
+        >>> bootstrap_samples(np.array([0.8, 0.9]), resamples=3)
+        array([0.9 , 0.85, 0.8 ])
+    """
     values = np.asarray(values)
     if values.ndim == 0 or len(values) == 0:
         raise ValueError(f"values: got shape {values.shape}, expected (subjects, ...) with at least one subject")
     if resamples < 1:
         raise ValueError(f"resamples: got {resamples}, expected at least 1")
-    if not 0 < level < 1:
-        raise ValueError(f"level: got {level}, expected a number between 0 and 1")
-    if len(values) < FEW_SUBJECTS:
-        warnings.warn(f"an interval over {len(values)} subjects is rough; ten or more are wanted", stacklevel=2)
     drawn = np.random.default_rng(seed).integers(len(values), size=(resamples, len(values)))
     found = [np.mean(values[chosen], axis=0) if statistic is None else statistic(values[chosen]) for chosen in drawn]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # of a place that is NaN in every set
-        low, high = np.nanpercentile(np.asarray(found, dtype=float), [50 - 50 * level, 50 + 50 * level], axis=0)
-    return (low, high) if np.ndim(low) else (float(low), float(high))
+    return np.asarray(found, dtype=float)
 
 
 def paired_p_values(differences: Mapping[str, np.ndarray]) -> dict[str, float]:

@@ -67,6 +67,15 @@ def test_pip_accepts_the_list_that_conda_gives_it(tmp_path):
     assert finished.returncode == 0, finished.stderr
 
 
+def test_binder_gets_the_same_environment():
+    """All but the package itself, which Binder's postBuild installs."""
+    wanted = (ROOT / "environment.yml").read_text().replace("      - -e .\n", "")
+    assert yaml.safe_load((ROOT / ".binder" / "environment.yml").read_text()) == yaml.safe_load(wanted)
+    build = ROOT / ".binder" / "postBuild"
+    assert build.stat().st_mode & 0o111
+    assert "pip install --no-deps -e ." in build.read_text()
+
+
 def test_modules_that_need_the_course_extra_say_how_to_install_it():
     """Every module is loaded where none of the extra's libraries can be; each loads, or names the extra."""
     code = """

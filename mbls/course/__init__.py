@@ -6,9 +6,11 @@ if TYPE_CHECKING:
     from mbls.course import exercises
     from mbls.course.cards import loss_cards
     from mbls.course.explorers import (
+        BootstrapExplorer,
         CalibrationMapExplorer,
         LogitExplorer,
         MarginExplorer,
+        NeighbourExplorer,
         ReliabilityExplorer,
         SliceExplorer,
         VoxelExplorer,
@@ -16,9 +18,11 @@ if TYPE_CHECKING:
     from mbls.course.predictions import ask, my_predictions, reveal
 
 __all__ = [
+    "BootstrapExplorer",
     "CalibrationMapExplorer",
     "LogitExplorer",
     "MarginExplorer",
+    "NeighbourExplorer",
     "ReliabilityExplorer",
     "SliceExplorer",
     "VoxelExplorer",

@@ -26,9 +26,20 @@ from mbls.files import read_json, write_json
 from mbls.metrics import CalibrationBins, Reliability
 from mbls.statistics import bootstrap_interval
 
-__all__ = ["Answer", "Calibration", "Question", "change_answer", "draw", "judge_answers", "own_answers", "read_answers"]
+__all__ = [
+    "BIN_EDGES",
+    "Answer",
+    "Calibration",
+    "Question",
+    "change_answer",
+    "draw",
+    "judge_answers",
+    "own_answers",
+    "read_answers",
+]
 
-_BINS = 5
+#: Of the bins of a reader's diagram.
+BIN_EDGES = np.linspace(0, 1, 6)
 _READERS = 4000  # drawn to see what chance does
 _WAIT = 20  # s for another notebook to finish writing
 
@@ -274,9 +285,9 @@ def judge_answers(readers: Sequence[dict[str, Answer]]) -> Calibration:
     chance = float(np.quantile(np.abs(confidence.mean() - perfect.mean(1)), 0.95))
     # P(right) is the probability of class 0.
     probs = torch.from_numpy(np.stack([confidence, 1 - confidence], axis=1))
-    reliability = CalibrationBins(2, _BINS).update(probs, torch.from_numpy(1 - hits).long()).reliability(0)
-    place = np.searchsorted(reliability.edges[1:-1], confidence)
-    chance_bins = np.full((2, _BINS), np.nan)
+    reliability = CalibrationBins(2, len(BIN_EDGES) - 1).update(probs, torch.from_numpy(1 - hits).long()).reliability(0)
+    place = np.searchsorted(BIN_EDGES[1:-1], confidence)
+    chance_bins = np.full((2, len(BIN_EDGES) - 1), np.nan)
     for number in np.unique(place):
         chance_bins[:, number] = np.quantile(perfect[:, place == number].mean(1), (0.05, 0.95))
     brier = float(np.mean((confidence - hits) ** 2))

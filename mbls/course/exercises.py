@@ -37,6 +37,7 @@ __all__ = [
     "exercise_1_1",
     "exercise_1_2",
     "exercise_1_3",
+    "exercise_1_4",
     "exercise_2_1",
     "exercise_2_2",
     "exercise_2_3",
@@ -52,6 +53,9 @@ __all__ = [
     "exercise_5_3",
     "exercise_6_1",
     "exercise_6_2",
+    "exercise_7_1",
+    "exercise_7_2",
+    "exercise_7_3",
 ]
 
 
@@ -164,18 +168,22 @@ def exercise_0_1(answer: Any) -> Feedback:
 
 
 def exercise_0_2(answer: Any) -> Feedback:
-    """Confidence of a voxel exactly on the margin m = 5 with K = 2 classes."""
+    """How many times as many errors as announced: confidence 0.99, 3400 of 4000 right."""
     hints = {
-        confidence_at_margin(5, 4): "that is for four classes. With two there is only one other class to share with.",
-        math.exp(-5): "exp(-5) is how much less the loser has than the winner; the two must sum to 1.",
+        600.0: "that is how many errors it makes. How many did it announce?",
+        40.0: "that is how many errors it announced, 1 % of 4,000. How many did it make?",
+        0.14: "that is the gap of confidence and accuracy. Count errors: those made over those announced.",
+        560.0: "that is how many more. How many times as many?",
+        40 / 600: "that is the announced over the made; turn it over.",
     }
     return _number(
         answer,
-        confidence_at_margin(5, 2),
-        5e-4,
-        "Yes: 1 / (1 + exp(-5)) = 0.993.",
+        15,
+        0.02,
+        "Yes: it announced 1 % of 4,000, which is 40, and made 600. 99 against 85 % sounds close; in errors it is 15 "
+        "times.",
         hints,
-        "Use 1 / (1 + (K - 1) exp(-m)).",
+        "Announced: 1 % of 4,000. Made: 4,000 - 3,400.",
     )
 
 
@@ -255,6 +263,21 @@ def exercise_1_3(answer: Any) -> Feedback:
         "And this for every bin, if neighbouring voxels were independent, which they are not."
     )
     return _number(answer, 900, 1, praise, hints, "Solve sqrt(p (1 - p) / n) = 0.01 for n.")
+
+
+def exercise_1_4(answer: Any) -> Feedback:
+    """Standard error of the accuracy of 40,000 voxels, 0.9 of them right, in patches of 25 that err together."""
+    independent = math.sqrt(0.9 * 0.1 / 40_000)
+    hints = {
+        independent: "that is for 40,000 independent voxels. Here 25 of them count as one.",
+        25 * independent: "the error grows with the root of the patch: sqrt(25) times, not 25 times.",
+        0.3: "that is the deviation of a single voxel; an average over n of them has 1 / sqrt(n) of it.",
+    }
+    praise = (
+        "Yes: 40,000 / 25 = 1,600 patches, and sqrt(0.9 · 0.1 / 1600) = 0.0075, five times what independent voxels "
+        "would give."
+    )
+    return _number(answer, 0.0075, 2e-4, praise, hints, "How many patches are there? Each counts as one voxel.")
 
 
 # 02 Cross-entropy is overconfident
@@ -560,3 +583,58 @@ def exercise_6_2(answer: Any) -> Feedback:
 def _mean_by_loss(table: pd.DataFrame, column: str) -> dict[str, float]:
     """The mean of a column over each loss's runs, in the table's order."""
     return table.groupby("loss", sort=False)[column].agg("mean").to_dict()
+
+
+# 07 Judging calibration
+
+
+def exercise_7_1(answer: Any) -> Feedback:
+    """Two patients whose voxels all claim 0.8; right in 90 % and in 70 %. Mean of their ECEs minus the pooled ECE."""
+    hints = {
+        0.0: "pooled they are right in 80 %, as claimed. But how far off is each of the two for itself?",
+        -0.1: "right size, wrong sign: pooling makes the error smaller.",
+        0.2: "that is the sum of the two errors; take their mean.",
+    }
+    praise = "Yes: each is off by 0.1, and pooled they are right in 80 %, as claimed: 0.1 - 0 = 0.1."
+    return _number(answer, 0.1, 1e-6, praise, hints, "Compare 0.8 with 0.9, with 0.7, and with their mean.")
+
+
+def exercise_7_2(answer: Any) -> Feedback:
+    """A function pooled_ece(count, confidence, hits) of sums by patient and bin, each (patients, bins)."""
+    generator = np.random.default_rng(3)
+    count = generator.integers(1, 100, (3, 4)) * np.array([[1], [1], [50]])
+    confidence = count * generator.random((3, 4))
+    hits = np.floor(count * generator.random((3, 4)))
+    pooled = float(np.abs(confidence.sum(0) - hits.sum(0)).sum() / count.sum())
+    of_each = np.abs(confidence - hits).sum(1) / count.sum(1)
+
+    def judge(got: Any) -> Feedback:
+        expected = torch.tensor(pooled, dtype=torch.float64)
+        if _equal(got, expected):
+            return _right(f"Yes: {pooled:.3f}; the mean of the patients' own is {of_each.mean():.3f}.")
+        if _equal(got, torch.tensor(of_each.mean())):
+            return _wrong(
+                "That is the mean of the patients' own ECEs. Pooled means: add the patients up, then compare."
+            )
+        if _equal(got, torch.tensor(np.abs(confidence - hits).sum() / count.sum())):
+            return _wrong("The absolute value is taken before the patients are added up, so that nothing can cancel.")
+        if _equal(got, torch.tensor(np.abs(confidence.sum(0) - hits.sum(0)).sum())):
+            return _wrong("Divide by the number of all voxels.")
+        return _wrong(
+            _misformed(got, expected)
+            or f"{float(got):.3f} instead of {pooled:.3f}: add the patients up, then the gap of each bin by its share."
+        )
+
+    return _code(answer, judge, count, confidence, hits)
+
+
+def exercise_7_3(answer: Any) -> Feedback:
+    """Voxels, in millions, that a float32 counter loses of the 95 % of 512 x 512 x 400 that lie in one bin."""
+    held, voxels = 2**24 / 1e6, 0.95 * 512 * 512 * 400 / 1e6
+    hints = {
+        held: "that is where the counter stops. How many does it lose?",
+        voxels: "that is how many there are in the bin. The counter keeps the first 16.8 million of them.",
+        voxels / 0.95 - held: "only 95 % of the voxels lie in that bin.",
+    }
+    praise = f"Yes: {voxels:.1f} million are in the bin, and the counter stops at {held:.1f} million."
+    return _number(answer, voxels - held, 0.5, praise, hints, "The counter stops at 2^24.")

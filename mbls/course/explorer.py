@@ -19,6 +19,7 @@ from matplotlib.artist import Artist
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.image import imsave
+from PIL import Image
 
 try:
     import ipywidgets
@@ -64,6 +65,8 @@ class Explorer(HasTraits):
     panels: ClassVar[tuple[int, int]] = (1, 2)  # rows, columns
     size: ClassVar[tuple[float, float]] = (9.0, 3.4)  # inches
     alt: ClassVar[str] = ""
+    #: One or two traits that a page without a kernel lets its reader change.
+    static: ClassVar[tuple[str, ...]] = ()
     #: What the picture shows, for :func:`mbls.plots.new_figure`; None: a formula.
     data: str | None = None
 
@@ -211,5 +214,9 @@ class Explorer(HasTraits):
         """The live view; beside it the picture and the text, for readers without a kernel."""
         live: dict[str, Any] = dict(self.view._repr_mimebundle_(**options) or {})
         alt = f"{self.alt} {self.describe(self.numbers)}"
-        picture = Picture(alt, "image/png", self.png, round(self.size[0] * SHOWN_DPI))
-        return {**live, "text/html": picture.html, "text/plain": repr(self)}
+        content = io.BytesIO()
+        Image.open(io.BytesIO(self.png)).convert("RGB").save(content, "webp", quality=90)
+        picture = Picture(alt, "image/webp", content.getvalue(), round(self.size[0] * SHOWN_DPI))
+        # The class is what the site looks for.
+        shown = picture.html.replace("<img ", '<img class="mbls-explorer" ', 1)
+        return {**live, "text/html": shown, "text/plain": repr(self)}

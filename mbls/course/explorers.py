@@ -9,6 +9,7 @@ Example:
 from __future__ import annotations
 
 import math
+from statistics import NormalDist
 from typing import Any, ClassVar, Literal, NamedTuple, cast
 
 import numpy as np
@@ -16,6 +17,7 @@ import pandas as pd
 import torch
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
+from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 
 try:
@@ -44,11 +46,14 @@ from mbls.losses import (
     build_loss,
 )
 from mbls.metrics import CalibrationBins, Reliability
+from mbls.statistics import bootstrap_samples
 
 __all__ = [
+    "BootstrapExplorer",
     "CalibrationMapExplorer",
     "LogitExplorer",
     "MarginExplorer",
+    "NeighbourExplorer",
     "ReliabilityExplorer",
     "SliceExplorer",
     "VoxelExplorer",
@@ -93,8 +98,8 @@ class ReliabilityExplorer(Explorer):
     """
 
     SAMPLES: ClassVar[tuple[int, ...]] = (30, 100, 300, 1000, 3000, 10_000, 30_000)
-    static = ("num_voxels", "temperature")
     size = (5.4, 5.6)
+    static = ("num_voxels", "temperature")
     alt = "A reliability diagram, the range that chance explains, and the number of voxels in each bin."
 
     num_bins = Int(15, min=2, max=50).tag(label="bins")
@@ -131,14 +136,15 @@ class ReliabilityExplorer(Explorer):
         diagram, counts = axes
         diagram.plot([0, 1], [0, 1], color=_COLOURS["guide"], linestyle="--", linewidth=1, label="perfectly calibrated")
         chance = {"color": _COLOURS["chance"], "linewidth": 9, "zorder": 1}
-        self._errors = diagram.vlines([0], 0, 0, label="two standard errors, if the confidence is right", **chance)
+        self._errors = diagram.vlines([0], 0, 0, label="± 2 standard errors by chance", **chance)
         points = {"marker": "o", "markersize": 7, "linestyle": "none", "color": _COLOURS["claimed"]}
         (self._accuracy,) = diagram.plot([0], [0], label="what came true", **points)
         diagram.set(xlim=(0, 1.01), ylim=(-0.02, 1.02), ylabel="accuracy", xticklabels=[])
         diagram.legend(loc="upper left", frameon=False, fontsize=8)
+        self._told = diagram.text(0.99, 0.03, "", ha="right", fontsize=10, color=_COLOURS["truth"])
         self._counts = counts.stairs([1.0], [0, 1], fill=True, color=_COLOURS["claimed"])
         counts.set(xlim=(0, 1.01), ylim=(0.8, self.SAMPLES[-1]), yscale="log", xlabel="confidence", ylabel="voxels")
-        return [self._accuracy, self._errors, self._counts]
+        return [self._accuracy, self._errors, self._told, self._counts]
 
     def new_figure(self) -> tuple[Figure, np.ndarray]:
         width, height = self.size
@@ -153,6 +159,7 @@ class ReliabilityExplorer(Explorer):
         centre, error = reliability.confidence[filled], 2 * numbers.standard_error[filled]
         segments = [[(x, max(x - e, 0)), (x, min(x + e, 1))] for x, e in zip(centre, error, strict=True)]
         self._errors.set_segments(segments)
+        self._told.set_text(f"ECE {numbers.ece:.3f}\nby chance alone: about {numbers.chance:.3f}")
 
     def describe(self, numbers: ReliabilityNumbers) -> str:
         empty = int((numbers.reliability.count == 0).sum())
@@ -162,6 +169,241 @@ class ReliabilityExplorer(Explorer):
     @validate("num_voxels")
     def _known_sample(self, proposal: Any) -> int:
         return _one_of("num_voxels", proposal["value"], [n for _, n in self.choices("num_voxels")])
+
+
+class NeighbourNumbers(NamedTuple):
+    """What repeated images of a network that keeps its word show.
+
+    Attributes:
+        right: of one image, (side, side) boolean.
+        accuracy: measured in each image, (images,).
+        spread: standard deviation of the accuracy over the images.
+        independent_spread: the same, if no voxel knew of its neighbours.
+        effective: how many independent voxels would spread as much.
+        ece: mean over the images of |accuracy - confidence|: all voxels lie in one bin.
+    """
+
+    right: np.ndarray
+    accuracy: np.ndarray
+    spread: float
+    independent_spread: float
+    effective: float
+    ece: float
+
+
+class NeighbourExplorer(Explorer):
+    """Neighbours are wrong together: how much does an image of so many voxels tell?
+
+    A network says 0.9 at every voxel and is right in 90 % of all voxels, so it is perfectly calibrated. Where it is
+    right is a smooth random field, cut at its 90 % quantile. Each image is another draw.
+
+    Args:
+        state: length (over how many voxels an error reaches: the width of the Gaussian that smooths the field; 0:
+            every voxel for itself), side (of the square image, in voxels).
+
+    Example:
+        >>> NeighbourExplorer(length=0.0, side=24)
+        NeighbourExplorer(length=0.0, side=24): 576 voxels, accuracy 0.900 ± 0.013 ...
+    """
+
+    CONFIDENCE: ClassVar[float] = 0.9
+    IMAGES: ClassVar[int] = 300
+    SIDES: ClassVar[tuple[int, ...]] = (12, 24, 48)
+    EDGES: ClassVar[np.ndarray] = np.linspace(0.6, 1, 41)
+    data = "simulated errors, no patients"
+    size = (9.0, 3.6)
+    alt = (
+        "A map of the voxels where a network is right and wrong, and a histogram of the accuracy over 300 such images "
+        "beside the one that independent voxels would have."
+    )
+
+    length = Float(2.0, min=0, max=6).tag(label="errors reach over (voxels)", step=0.5)
+    side = Int(48).tag(label="side of the image (voxels)")
+
+    def __init__(self, **state: Any) -> None:
+        random = np.random.default_rng(0)
+        self._white = np.fft.rfft2(random.normal(size=(self.IMAGES, self.SIDES[-1], self.SIDES[-1])))
+        super().__init__(**state)
+
+    def choices(self, name: str) -> list[tuple[str, Any]]:
+        return [(f"{side} x {side} = {side**2:,}", side) for side in self.SIDES] if name == "side" else []
+
+    def compute(self) -> NeighbourNumbers:
+        largest = self.SIDES[-1]
+        along, across = np.fft.fftfreq(largest)[:, None], np.fft.rfftfreq(largest)
+        gain = np.exp(-2 * (np.pi * self.length) ** 2 * (along**2 + across**2))
+        field = np.fft.irfft2(self._white * gain, s=(largest, largest))
+        # The mean square over all frequencies, of which rfft2 holds one half.
+        whole = np.exp(-2 * (np.pi * self.length) ** 2 * (along**2 + np.fft.fftfreq(largest) ** 2))
+        right = field[:, : self.side, : self.side] < NormalDist().inv_cdf(self.CONFIDENCE) * np.sqrt((whole**2).mean())
+        accuracy = right.mean((1, 2))
+        variance = self.CONFIDENCE * (1 - self.CONFIDENCE)
+        spread = float(np.sqrt(((accuracy - self.CONFIDENCE) ** 2).mean()))
+        ece = float(np.abs(accuracy - self.CONFIDENCE).mean())
+        independent = math.sqrt(variance) / self.side
+        return NeighbourNumbers(right[0], accuracy, spread, independent, variance / spread**2, ece)
+
+    def draw(self, axes: np.ndarray) -> list[Artist]:
+        picture, histogram = axes
+        largest = self.SIDES[-1]
+        colours = ListedColormap([_COLOURS["claimed"], _COLOURS["chance"]])
+        self._picture = picture.imshow(np.ones((largest, largest)), cmap=colours, vmin=0, vmax=1)
+        picture.set(xlim=(-0.5, largest - 0.5), ylim=(largest - 0.5, -0.5))
+        plots.blank_axes(picture, "one image: where it is wrong (dark)")
+        style = {"color": _COLOURS["guide"], "facecolor": "none", "label": "if voxels were independent"}
+        self._chance = histogram.stairs(np.zeros(40), self.EDGES, linewidth=1.5, **style)
+        counts = {"fill": True, "color": _COLOURS["claimed"], "alpha": 0.6, "label": "300 images"}
+        self._counts = histogram.stairs(np.zeros(40), self.EDGES, **counts)
+        histogram.axvline(self.CONFIDENCE, color=_COLOURS["truth"], linestyle="--", linewidth=1, label="what it claims")
+        histogram.set(xlim=(self.EDGES[0], 1), ylim=(0, 0.75), xlabel="accuracy measured in an image")
+        histogram.set(ylabel="share of the images", title="the same network, measured again and again")
+        histogram.legend(loc="upper left", frameon=False, fontsize=8)
+        return [self._picture, self._chance, self._counts]
+
+    def update(self, numbers: NeighbourNumbers) -> None:
+        self._picture.set_data(numbers.right.T)
+        self._picture.set_extent((-0.5, self.side - 0.5, self.side - 0.5, -0.5))
+        self._counts.set_data(np.histogram(numbers.accuracy, self.EDGES)[0] / self.IMAGES)
+        # Counts of right voxels are binomial; their normal approximation is drawn.
+        chance = NormalDist(self.CONFIDENCE, numbers.independent_spread)
+        self._chance.set_data(np.diff([chance.cdf(edge) for edge in self.EDGES]))
+
+    def describe(self, numbers: NeighbourNumbers) -> str:
+        return (
+            f"{self.side**2:,} voxels, accuracy {numbers.accuracy.mean():.3f} ± {numbers.spread:.3f} from image to "
+            f"image (independent voxels: ± {numbers.independent_spread:.3f}); they tell as much as "
+            f"{float(f'{numbers.effective:.2g}'):,.0f} independent ones; mean ECE {numbers.ece:.3f}"
+        )
+
+    @validate("side")
+    def _known_side(self, proposal: Any) -> int:
+        return _one_of("side", proposal["value"], list(self.SIDES))
+
+
+class BootstrapNumbers(NamedTuple):
+    """A figure and what it would have been with other patients, or with other voxels.
+
+    Attributes:
+        each: the ECE of each patient alone.
+        ece: of all patients' voxels together.
+        samples: the ECE of each drawn set.
+        interval: of 95 % of them.
+    """
+
+    each: np.ndarray
+    ece: float
+    samples: np.ndarray
+    interval: tuple[float, float]
+
+
+class BootstrapExplorer(Explorer):
+    """How sure is an ECE? Patients, or voxels, are drawn with replacement, and the ECE is taken again and again.
+
+    Args:
+        bins: from :meth:`mbls.engine.judge.Judgement.subject_bins`.
+        region: whose voxels.
+        data: what the patients are from, for the figure.
+        state: num_patients (the first so many), drawn ("patients" or "voxels").
+
+    Raises:
+        ValueError: bins of fewer than three patients.
+
+    Example:
+        >>> bins = pd.DataFrame({"subject": ["a", "b", "c"], "region": "all", "bin": 9, "count": 100})
+        >>> BootstrapExplorer(bins.assign(prob_sum=95.0, hit_sum=[70, 90, 95]), "all")
+        BootstrapExplorer(num_patients=3, drawn='patients'): ECE 0.100 of 3 patients, 95 % of the sets ...
+    """
+
+    SETS: ClassVar[int] = 1000
+    DRAWN: ClassVar[tuple[str, ...]] = ("patients", "voxels")
+    size = (9.0, 3.6)
+    alt = "The ECE of each patient, and a histogram of the ECE over 1000 sets drawn with replacement."
+
+    num_patients = Int(3).tag(label="patients in the test set")
+    drawn = Unicode("patients").tag(label="drawn with replacement")
+
+    def __init__(self, bins: pd.DataFrame, region: str = "foreground", data: str | None = None, **state: Any) -> None:
+        rows = bins.loc[bins["region"] == region]
+        subjects = list(dict.fromkeys(rows["subject"]))
+        if len(subjects) < 3:
+            raise ValueError(f"bins: got {len(subjects)} subjects with voxels of {region!r}, expected at least 3")
+        self.data = data
+        self._tables = np.zeros((len(subjects), 3, 1 + int(rows["bin"].max())))
+        place = [subjects.index(subject) for subject in rows["subject"]]
+        for column, name in enumerate(("count", "prob_sum", "hit_sum")):
+            np.add.at(self._tables[:, column], (place, rows["bin"].to_numpy(int)), rows[name].to_numpy(float))
+        state.setdefault("num_patients", len(subjects))
+        super().__init__(**state)
+
+    def choices(self, name: str) -> list[tuple[str, Any]]:
+        numbers = range(3, len(self._tables) + 1)
+        return [(str(value), value) for value in (numbers if name == "num_patients" else self.DRAWN)]
+
+    def compute(self) -> BootstrapNumbers:
+        tables = self._tables[: self.num_patients]
+        if self.drawn == "patients":
+            samples = bootstrap_samples(tables, _pooled_ece, self.SETS)
+        else:
+            samples = self._of_voxels(tables.sum(0))
+        low, high = np.percentile(samples, [2.5, 97.5])
+        each = np.array([_pooled_ece(table[None]) for table in tables])
+        return BootstrapNumbers(each, _pooled_ece(tables), samples, (float(low), float(high)))
+
+    def _of_voxels(self, table: np.ndarray) -> np.ndarray:
+        """What drawing single voxels makes of the bins; a bin's voxels all count with its mean confidence."""
+        count, confidences, hits = table
+        number = int(count.sum())
+        random = np.random.default_rng(0)
+        drawn = random.multinomial(number, count / number, size=self.SETS)
+        known = np.maximum(count, 1)
+        right = random.binomial(drawn, hits / known)
+        return np.abs(drawn * confidences / known - right).sum(1) / number
+
+    def draw(self, axes: np.ndarray) -> list[Artist]:
+        patients, histogram = axes
+        everyone = self._tables
+        each = [_pooled_ece(table[None]) for table in everyone]
+        # A set of one patient alone may be drawn; what lies beyond is not shown.
+        top = 1.05 * max(each)
+        self._edges = np.linspace(0, top, 61)
+        dots = {"marker": "o", "markersize": 6, "linestyle": "none", "color": _COLOURS["claimed"]}
+        (self._each,) = patients.plot([0], [0], label="a patient alone", **dots)
+        self._ece = patients.axhline(0, color=_COLOURS["now"], label="all of them together")
+        patients.set(xlim=(0.5, len(everyone) + 0.5), ylim=(0, 1.2 * top), xlabel="patient", ylabel="ECE")
+        patients.set(title="each patient", xticks=range(1, len(everyone) + 1))
+        patients.legend(loc="upper left", frameon=False, fontsize=8, ncols=2)
+        bars = {"fill": True, "color": _COLOURS["claimed"], "alpha": 0.6, "label": f"{self.SETS:,} sets"}
+        self._samples = histogram.stairs(np.zeros(60), self._edges, **bars)
+        (self._interval,) = histogram.plot([0, 0], [0, 0], color=_COLOURS["now"], linewidth=4, label="95 % of them")
+        histogram.set(xlim=(0, top), ylim=(-0.06, 1.05), yticks=[], xlabel="ECE of a set", ylabel="how often")
+        histogram.set(title="what other sets would have shown")
+        histogram.legend(loc="upper right", frameon=False, fontsize=8)
+        return [self._each, self._ece, self._samples, self._interval]
+
+    def update(self, numbers: BootstrapNumbers) -> None:
+        self._each.set_data(np.arange(1, len(numbers.each) + 1), numbers.each)
+        self._ece.set_ydata([numbers.ece, numbers.ece])
+        counts = np.histogram(numbers.samples, self._edges)[0]
+        self._samples.set_data(counts / max(counts.max(), 1))
+        self._interval.set_data(numbers.interval, [-0.03, -0.03])
+
+    def describe(self, numbers: BootstrapNumbers) -> str:
+        low, high = numbers.interval
+        return (
+            f"ECE {numbers.ece:.3f} of {self.num_patients} patients, 95 % of the sets of {self.drawn} "
+            f"between {low:.3f} and {high:.3f}: a width of {high - low:.3f}"
+        )
+
+    @validate("num_patients", "drawn")
+    def _known(self, proposal: Any) -> Any:
+        name = proposal["trait"].name
+        return _one_of(name, proposal["value"], [value for _, value in self.choices(name)])
+
+
+def _pooled_ece(tables: np.ndarray) -> float:
+    """ECE of the patients' counts, sums of confidence and of hits (patients, 3, bins), added up."""
+    count, confidences, hits = tables.sum(0)
+    return float(np.abs(confidences - hits).sum() / count.sum())
 
 
 class LogitNumbers(NamedTuple):
@@ -191,9 +433,9 @@ class LogitExplorer(Explorer):
         array([2., 1., 0.])
     """
 
-    static = ("myocardium", "cavity")
     panels = (1, 3)
     size = (10.0, 3.4)
+    static = ("cavity", "myocardium")
     alt = (
         "Bars of three logits and their distances, bars of the probabilities, "
         "and a point in the triangle of all distributions."
@@ -292,9 +534,9 @@ class VoxelExplorer(Explorer):
         True
     """
 
-    static = ("margin", "certainty")
     panels = (1, 3)
     size = (11.0, 3.6)
+    static = ("margin", "certainty")
     alt = (
         "Cross-entropy, penalty and their sum along the logit distance; their gradients as bars; "
         "the voxel's probabilities."
@@ -581,9 +823,9 @@ class SliceExplorer(Explorer):
         True
     """
 
-    static = ("margin", "slice_index")
     panels = (1, 3)
     size = (11.0, 3.6)
+    static = ("margin", "slice_index")
     alt = (
         "A slice, the number of classes beyond the margin at each voxel, "
         "and the histogram of logit distances with the margin."
@@ -699,8 +941,8 @@ class MarginExplorer(Explorer):
         3
     """
 
-    static = ("margin",)
     size = (13.0, 3.9)
+    static = ("margin",)
     alt = (
         "Logit distances and reliability diagram of the network trained at the margin, and DSC and ECE of all networks."
     )

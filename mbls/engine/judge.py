@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import functools
 import itertools
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -374,7 +375,7 @@ def judge(
         wanted: which of :func:`columns`; None takes all. HD95 and ASD are in mm where the spacing is known, else in
             voxels.
         scale: applied to logits (B, K, *spatial), e.g. a fitted :class:`mbls.posthoc.TemperatureScaling`; everything
-            but the overlap is then taken a second time behind it, in columns that begin with "scaled_".
+            but the overlap is then taken a second time behind it, in columns that begin with ``scaled_``.
         pool: False leaves out the bins, and the distances of all voxels together.
         fabric: with n processes, each judges every n-th case, and all get all rows.
         progress: whether a bar is shown.
@@ -488,7 +489,9 @@ def reliability_over_subjects(
     place = np.array([subjects.index(subject) for subject in rows["subject"]], dtype=int)
     for column, name in enumerate(("count", "prob_sum", "hit_sum")):
         np.add.at(counts[:, column], (place, rows["bin"].to_numpy(int)), rows[name].to_numpy(float))
-    interval = bootstrap_interval(counts, lambda chosen: _reliability_of(chosen).accuracy)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # few subjects: whoever draws the intervals says how many
+        interval = bootstrap_interval(counts, lambda chosen: _reliability_of(chosen).accuracy)
     return _reliability_of(counts), interval
 
 

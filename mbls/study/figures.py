@@ -13,7 +13,7 @@ from mbls.engine.judge import reliability_over_subjects
 from mbls.metrics import Region
 from mbls.study.tables import label, rows_where
 
-__all__ = ["curves_figure", "few_patients_figure", "forest_figure", "reliability_figure"]
+__all__ = ["curves_figure", "few_patients_figure", "forest_figure", "reliability_figure", "scaling_figure"]
 
 #: What the pictures of the whole study show.
 _SHOWN = {loss: label(loss) for loss in ("ce", "ls", "mbls:margin=5", "mbls:margin=8")}
@@ -110,4 +110,22 @@ def few_patients_figure(rows: pd.DataFrame, names: Mapping[str, str] | None = No
     titles = {"dsc": "DSC", "ece": "ECE, all voxels", "ece_fg": "ECE, foreground"}
     for ax, (column, title) in zip(axes, titles.items(), strict=True):
         plots.lines_with_spread(ax, rows, "train_patients", column, names, "training patients", title)
+    return figure
+
+
+def scaling_figure(rows: pd.DataFrame, names: Mapping[str, str] | None = None, data: str = "ACDC") -> Figure:
+    """ECE over the foreground and over all voxels, as trained (open) and after temperature scaling (full).
+
+    Args:
+        rows: runs of a study, of one network, one training set and one kind of weights; the seeds are averaged.
+        names: the losses to draw, from the top down -> their names; None takes CE, LS and MbLS with m = 5 and 8.
+        data: name of the data set.
+    """
+    names = _SHOWN if names is None else names
+    shown = f"{data}, test patients, mean of {len(set(rows['seed']))} seeds"
+    figure, (axes,) = plots.new_figure(1, 2, width=10, height=1.4 + 0.3 * len(names), data=shown)
+    for ax, (column, title) in zip(axes, {"ece_fg": "ECE, foreground", "ece": "ECE, all voxels"}.items(), strict=True):
+        label = "as trained (open), after one temperature (full)"
+        plots.before_and_after(ax, rows, column, f"scaled_{column}", names, label, title)
+    axes[1].set_yticklabels([])
     return figure

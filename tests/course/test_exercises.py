@@ -12,9 +12,10 @@ from mbls.course import exercises
 
 NUMBERS = {
     exercises.exercise_0_1: 2,
-    exercises.exercise_0_2: 0.993,
+    exercises.exercise_0_2: 15,
     exercises.exercise_1_1: 0.2,
     exercises.exercise_1_3: 900,
+    exercises.exercise_1_4: 0.0075,
     exercises.exercise_2_2: 148,
     exercises.exercise_3_2: 54.6,
     exercises.exercise_4_2: 0.9,
@@ -23,6 +24,8 @@ NUMBERS = {
     exercises.exercise_5_1: 0.69,
     exercises.exercise_5_3: 2.3,
     exercises.exercise_6_1: 0.085,
+    exercises.exercise_7_1: 0.1,
+    exercises.exercise_7_3: 82.8,
 }
 
 
@@ -49,6 +52,7 @@ FUNCTIONS = {
     exercises.exercise_3_3: lambda distances: 1 / (-distances).exp().sum(1),
     exercises.exercise_4_1: mbls,
     exercises.exercise_5_2: lambda logits, margin: (logit_distances(logits) > margin).any(1).float().mean(),
+    exercises.exercise_7_2: lambda count, claims, hits: abs(claims.sum(0) - hits.sum(0)).sum() / count.sum(),
 }
 WORDS = {exercises.exercise_2_3: "above", exercises.exercise_6_2: "svls:sigma=2"}
 ALL = {**NUMBERS, **FUNCTIONS, **WORDS}
@@ -108,9 +112,12 @@ def test_a_function_that_raises_is_told(check, answer):
     [
         (exercises.exercise_0_1, 3, "the logit itself"),
         (exercises.exercise_0_1, -2, "sign"),
-        (exercises.exercise_0_2, 0.98, "four classes"),
+        (exercises.exercise_0_2, 600, "announce"),
+        (exercises.exercise_0_2, 0.14, "gap"),
         (exercises.exercise_1_1, 0.6, "accuracy"),
         (exercises.exercise_1_3, 90, "square"),
+        (exercises.exercise_1_4, 0.0015, "independent"),
+        (exercises.exercise_1_4, 0.0375, "root"),
         (exercises.exercise_2_2, 5, "shrinks"),
         (exercises.exercise_2_3, "below", "more confident"),
         (exercises.exercise_3_2, 4, "exp(d)"),
@@ -128,6 +135,13 @@ def test_a_function_that_raises_is_told(check, answer):
         (exercises.exercise_6_1, 0.07, "plain mean"),
         (exercises.exercise_6_2, "ce_soft_l1ace", "DSC"),
         (exercises.exercise_6_2, "ce", "smaller"),
+        (exercises.exercise_7_1, 0.0, "for itself"),
+        (exercises.exercise_7_1, -0.1, "sign"),
+        (exercises.exercise_7_2, lambda n, c, h: (abs(c - h).sum(1) / n.sum(1)).mean(), "add the patients up"),
+        (exercises.exercise_7_2, lambda n, c, h: abs(c - h).sum() / n.sum(), "cancel"),
+        (exercises.exercise_7_2, lambda n, c, h: abs(c.sum(0) - h.sum(0)).sum(), "all voxels"),
+        (exercises.exercise_7_3, 16.8, "lose"),
+        (exercises.exercise_7_3, 99.6, "first 16.8"),
         (exercises.exercise_0_3, lambda logits: logits.softmax(0), "one number"),
         (exercises.exercise_1_2, lambda c, h, n: abs(c.mean() - h.mean()), "bin by bin"),
         (exercises.exercise_2_1, lambda logits, label: logits.softmax(0), "one-hot"),

@@ -9,14 +9,16 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from matplotlib.image import imread
+from PIL import Image
 from traitlets import TraitError
 
 from mbls.constraints import calibration_map, confidence_at_margin, logit_distances
 from mbls.course.explorers import (
+    BootstrapExplorer,
     CalibrationMapExplorer,
     LogitExplorer,
     MarginExplorer,
+    NeighbourExplorer,
     ReliabilityExplorer,
     SliceExplorer,
     VoxelExplorer,
@@ -43,11 +45,23 @@ def sweep():
     return pd.read_csv(folder / "phantom_margins.csv"), pd.read_csv(folder / "phantom_margins_histograms.csv")
 
 
+def patients(number=12):
+    """Confidence bins of patients, each of whom is more or less overconfident."""
+    random = np.random.default_rng(0)
+    confidence, count = np.linspace(0.5, 1, 16)[1:], random.integers(50, 200, (number, 15))
+    accuracy = np.clip(confidence - random.uniform(0, 0.2, (number, 1)), 0, 1)
+    columns = {"count": count, "prob_sum": count * confidence, "hit_sum": np.round(count * accuracy)}
+    table = {"subject": np.repeat(np.arange(number), 15), "bin": np.tile(np.arange(15), number)}
+    return pd.DataFrame({**table, "region": "all", **{name: part.ravel() for name, part in columns.items()}})
+
+
 MAKERS = {
     "reliability": (
         lambda sweep: ReliabilityExplorer(chances()),
         {"num_bins": 30, "num_voxels": 300, "temperature": 0.5},
     ),
+    "neighbour": (lambda sweep: NeighbourExplorer(), {"length": 4.5, "side": 24}),
+    "bootstrap": (lambda sweep: BootstrapExplorer(patients(), "all"), {"num_patients": 5, "drawn": "voxels"}),
     "logit": (lambda sweep: LogitExplorer(), {"background": 4.0, "myocardium": -2.0, "cavity": 1.5}),
     "voxel": (lambda sweep: VoxelExplorer(), {"margin": 6.0, "alpha": 0.5, "certainty": 0.6, "distance": 2.0}),
     "map": (
@@ -117,9 +131,10 @@ def test_shown_with_a_picture_and_text_for_readers_without_a_kernel(explorer_and
     data = explorer._repr_mimebundle_()
     assert "application/vnd.jupyter.widget-view+json" in data
     source, alt, width = re.fullmatch(
-        r'<img src="data:image/png;base64,([^"]+)" alt="([^"]+)" width="(\d+)" .*>', data["text/html"]
+        r'<img class="mbls-explorer" src="data:image/webp;base64,([^"]+)" alt="([^"]+)" width="(\d+)" .*>',
+        data["text/html"],
     ).groups()
-    assert imread(io.BytesIO(base64.b64decode(source))).shape[1] > 1.5 * int(width)
+    assert Image.open(io.BytesIO(base64.b64decode(source))).width > 1.5 * int(width)
     assert explorer.describe(explorer.numbers) in data["text/plain"]
     assert len(alt) > 60
     assert 'role="status"' in explorer.readout.value
@@ -167,6 +182,53 @@ def test_fewer_voxels_make_a_larger_error():
         explorer.num_voxels = n
         found.append(explorer.numbers.ece)
     assert found == sorted(found, reverse=True)
+
+
+def test_independent_voxels_spread_as_their_number_says():
+    for side in NeighbourExplorer.SIDES:
+        numbers = NeighbourExplorer(length=0, side=side).numbers
+        assert numbers.spread == pytest.approx(numbers.independent_spread, rel=0.15)
+        assert numbers.effective == pytest.approx(side**2, rel=0.3)
+
+
+def test_neighbours_that_err_together_count_for_fewer():
+    """Whatever the length, nine in ten voxels are right; the longer it is, the more an image is off by chance."""
+    explorer, effective = NeighbourExplorer(side=48), []
+    for length in (0, 1, 2, 4):
+        explorer.length = length
+        assert explorer.numbers.accuracy.mean() == pytest.approx(0.9, abs=0.02)
+        effective.append(explorer.numbers.effective)
+    assert effective == sorted(effective, reverse=True)
+    assert effective[-1] < 60
+    # A field smoothed over s voxels has correlation exp(-h^2 / 4 s^2), and an area of 4 pi s^2; cut into right and
+    # wrong it keeps less of it.
+    assert 48**2 / (4 * np.pi * 2**2) < effective[2] < 4 * 48**2 / (4 * np.pi * 2**2)
+
+
+def test_bootstrap_explorer_agrees_with_the_statistics():
+    bins = patients()
+    numbers = BootstrapExplorer(bins, "all").numbers
+    assert numbers.ece == pytest.approx(
+        (bins["prob_sum"] - bins["hit_sum"]).groupby(bins["bin"]).sum().abs().sum() / bins["count"].sum()
+    )
+    assert numbers.interval[0] < numbers.ece < numbers.interval[1]
+    assert min(numbers.each) < numbers.ece < max(numbers.each)
+
+
+def test_voxels_pretend_to_know_more_than_patients():
+    explorer = BootstrapExplorer(patients(), "all")
+    widths = {}
+    for drawn in ("patients", "voxels"):
+        explorer.drawn = drawn
+        widths[drawn] = np.diff(explorer.numbers.interval)
+    assert widths["patients"] > 3 * widths["voxels"]
+
+
+def test_bootstrap_explorer_refuses_two_patients():
+    with pytest.raises(ValueError, match="got 2 subjects"):
+        BootstrapExplorer(patients(2), "all")
+    with pytest.raises(TraitError, match="drawn"):
+        BootstrapExplorer(patients(), "all", drawn="slices")
 
 
 def test_logit_explorer_ignores_a_constant():
