@@ -165,7 +165,8 @@ def _study(options: argparse.Namespace) -> int:
     if options.split is not None:
         protocol = replace(protocol, base=replace(protocol.base, split=options.split))
     only = PARTS if options.parts is None else _words(options.parts)
-    experiments = study(protocol, _numbers("--seeds", options.seeds), only)
+    runs = None if options.runs is None else _words(options.runs)
+    experiments = study(protocol, _numbers("--seeds", options.seeds), only, runs)
     if options.list:
         print("\n".join(experiment.name for experiment in experiments))
         return 0
@@ -491,6 +492,9 @@ def _study_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--parts", nargs="+", help=f"{', '.join(PARTS)} (default: all)")
     parser.add_argument("--seeds", default=["0,1,2"], nargs="+", help="(default: 0,1,2)")
+    parser.add_argument(
+        "--runs", nargs="+", help="of these parts and seeds, only the runs of some names, as --list prints"
+    )
     parser.add_argument(
         "--epochs", type=int, help="another number than the protocol's, e.g. 2 to see whether all of it runs"
     )

@@ -158,10 +158,12 @@ def read_answers(path: Path) -> dict[str, Answer]:
         ValueError: a damaged file.
     """
     try:
-        answers = {str(id): Answer(**entry) for id, entry in read_json(path).items()}
+        content = read_json(path)
     except FileNotFoundError:
         return {}
-    except (ValueError, TypeError, AttributeError) as error:
+    try:
+        answers = {str(id): Answer(**entry) for id, entry in content.items()}
+    except (TypeError, AttributeError) as error:
         raise ValueError(f"{path}: cannot be read ({error}), expected a file of predictions") from error
     for answer in answers.values():
         sure = answer.confidence

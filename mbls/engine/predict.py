@@ -75,16 +75,17 @@ def predict(
     """
     fabric = fabric or make_fabric()
     set_memory_format(network, fabric)
-    wrapped = network if is_wrapped(network) else fabric.setup_module(network)
-    wrapped.eval()
-    inner: Any = network.module if is_wrapped(network) else network
+    precision = fabric.strategy.precision
+    # Never as DistributedDataParallel, which waits in each pass for all processes: they may have unequally many cases.
+    inner: Any = network.module if is_wrapped(network) else fabric.to_device(precision.convert_module(network))
+    inner.eval()
     # Counted only where there are threads to choose from: a validation inside fit runs on those that fit has chosen.
     choosing = fabric.device.type == "cpu" and torch.get_num_threads() > 1
     flops = forward_flops(inner, (1, *data.images.shape[1:])) if choosing else 0
     for volume in data.volumes if volumes is None else volumes:
         images = data.images[volume.start : volume.stop]
-        with torch.inference_mode(), threads_for(len(images) * flops, fabric.device):
-            logits = wrapped(fabric.to_device(images)).float()
+        with torch.inference_mode(), precision.forward_context(), threads_for(len(images) * flops, fabric.device):
+            logits = inner(precision.convert_input(fabric.to_device(images))).float()
         labels = fabric.to_device(data.labels[volume.start : volume.stop]).long()
         yield Prediction(
             volume.id, volume.subject, logits.movedim(1, 0).contiguous(), labels, volume.spacing, volume.group
@@ -190,9 +191,9 @@ def read_predictions(folder: str | Path) -> PredictionFolder:
     index = Path(folder) / INDEX
     if not index.is_file():
         raise FileNotFoundError(f"{index}: missing, expected a folder of kept predictions")
+    content = read_json(index)
     try:
-        content = read_json(index)
         names, cases = tuple(map(str, content["class_names"])), tuple(map(str, content["cases"]))
         return PredictionFolder(index.parent, str(content["data"]), names, cases)
-    except (ValueError, KeyError, TypeError) as error:
+    except (KeyError, TypeError) as error:
         raise ValueError(f"{index}: cannot be read ({error!r}), expected data, class_names and cases") from error

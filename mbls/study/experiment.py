@@ -342,7 +342,8 @@ def _judged(
 
     def predictions(part: SliceDataset, name: str, volumes: Any) -> Iterable[Prediction]:
         made = predict(model, part, fabric, volumes)
-        return made if kept is None else keep(made, kept / name)
+        known = volumes is None and fabric.global_rank > 0  # all have it, and the first process writes it
+        return made if kept is None or known else keep(made, kept / name)
 
     val = None if data.val is None else predictions(data.val, "val", None)  # every process fits the same temperature
     test = predictions(data.test, "test", data.test.volumes[fabric.global_rank :: fabric.world_size])
