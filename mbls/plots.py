@@ -551,9 +551,9 @@ def before_and_after(
         The full points.
     """
     points: list[Line2D] = []
-    means = table.groupby("loss")[[before, after]].mean()
     for place, loss in enumerate(names):
-        (start, end), colour = means.loc[loss], loss_colour(loss)
+        runs, colour = table[table["loss"] == loss], loss_colour(loss)
+        start, end = runs[before].mean(), runs[after].mean()
         arrow = {"arrowstyle": "->", "color": colour, "shrinkA": 5, "shrinkB": 5}
         axes.annotate("", (end, place), (start, place), arrowprops=arrow)
         axes.plot(start, place, marker="o", markersize=7, color=colour, markerfacecolor="white", linestyle="none")

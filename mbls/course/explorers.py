@@ -212,6 +212,7 @@ class NeighbourExplorer(Explorer):
     EDGES: ClassVar[np.ndarray] = np.linspace(0.6, 1, 41)
     data = "simulated errors, no patients"
     size = (9.0, 3.6)
+    static = ("length", "side")
     alt = (
         "A map of the voxels where a network is right and wrong, and a histogram of the accuracy over 300 such images "
         "beside the one that independent voxels would have."
@@ -317,6 +318,7 @@ class BootstrapExplorer(Explorer):
     SETS: ClassVar[int] = 1000
     DRAWN: ClassVar[tuple[str, ...]] = ("patients", "voxels")
     size = (9.0, 3.6)
+    static = ("num_patients", "drawn")
     alt = "The ECE of each patient, and a histogram of the ECE over 1000 sets drawn with replacement."
 
     num_patients = Int(3).tag(label="patients in the test set")
