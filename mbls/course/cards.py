@@ -12,6 +12,7 @@ Example:
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -19,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from matplotlib.colors import LinearSegmentedColormap
 from scipy.stats import norm
 
 from mbls import plots
@@ -128,7 +130,8 @@ CARDS: dict[str, Card] = {
         "L1-ACE, average calibration error as a loss",
         ("ce_hard_l1ace", "ce_soft_l1ace", "ce_dice_hard_l1ace", "mbls_hard_l1ace"),
         r"-\log s_j + \tfrac{1}{K} \sum_k \tfrac{1}{B} \sum_b |e_{bk} - o_{bk}|",
-        "A voxel is pushed by the gap of its bin: mean probability $e$ against the share $o$ of voxels with that label.",
+        "A voxel is pushed by the gap of its bin: mean probability $e$ against the share $o$ of voxels with that "
+        "label.",
         "Neighbours: in probability, not in space. All voxels of an image that share a bin are pushed together "
         "(<em>soft</em>: shared between two bins). The truth has no gaps, so here nothing is left to push.",
         "ce_hard_l1ace",
@@ -217,9 +220,14 @@ def _box(name: str, card: Card) -> str:
     specs = ", ".join(f"<code>{spec}</code>" for spec in card.specs)
     pictures = _row_picture(name, card).html + (_kernel_picture(_SIGMAS).html if name == "svls" else "")
     return (
-        f'<div style="{style}"><b>{card.name}</b><br>{specs}<div>${card.formula}$</div>'
-        f"{pictures}<div>{card.voxel}</div><div>{card.neighbours}</div></div>"
+        f'<div style="{style}"><b>{card.name}</b><br>{specs}<div>{_math(f"${card.formula}$")}</div>'
+        f"{pictures}<div>{_math(card.voxel)}</div><div>{_math(card.neighbours)}</div></div>"
     )
+
+
+def _math(text: str) -> str:
+    """Formulas between dollars as JupyterLab, nbconvert and Sphinx all typeset them inside HTML."""
+    return re.sub(r"\$(.+?)\$", r'<span class="math notranslate nohighlight">\\(\1\\)</span>', text)
 
 
 def _row_picture(name: str, card: Card) -> plots.Picture:
@@ -234,12 +242,12 @@ def _row_picture(name: str, card: Card) -> plots.Picture:
 
 def _kernel_picture(sigmas: Sequence[float]) -> plots.Picture:
     figure, (row,) = plots.new_figure(1, len(sigmas), width=3.5, height=1.5, data=None)
+    colours = LinearSegmentedColormap.from_list("weights", ["white", plots.loss_colour("svls")])
     for axes, sigma in zip(row, sigmas, strict=True):
         kernel = SVLSLoss(num_classes=2, sigma=sigma).kernel[0, 0].numpy()
-        axes.imshow(kernel, cmap="Greys", vmin=0, vmax=0.8)
+        axes.imshow(kernel, cmap=colours, vmin=0, vmax=0.5)
         for (down, right), weight in np.ndenumerate(kernel):
-            shade = "white" if weight > 0.4 else "black"
-            axes.text(right, down, f"{weight:.2f}", ha="center", va="center", fontsize=7, color=shade)
+                        axes.text(right, down, f"{weight:.2f}", ha="center", va="center", fontsize=7)
         plots.blank_axes(axes, f"σ = {sigma:g}")
     return plots.show(figure, "Weights of the 3 x 3 voxels: 0.5 in the centre, the rest shared by the neighbours")
 
