@@ -60,8 +60,6 @@ class Explorer(HasTraits):
         LogitExplorer(background=0.0, myocardium=1.0, cavity=2.0): d = (2.0, 1.0, 0.0); winner LV with probability 0.665
     """
 
-    #: Names of one or two traits that a page without a kernel varies; the others stay as the page sets them.
-    static: ClassVar[tuple[str, ...]] = ()
     panels: ClassVar[tuple[int, int]] = (1, 2)  # rows, columns
     size: ClassVar[tuple[float, float]] = (9.0, 3.4)  # inches
     alt: ClassVar[str] = ""
@@ -202,7 +200,7 @@ class Explorer(HasTraits):
         self.image.value = picture.getvalue()
         idle = self.without_effect()
         for name, control in self.controls.items():
-            control.disabled = name in idle
+            control.set_trait("disabled", name in idle)
         text = html.escape(self.describe(self.numbers))
         self.readout.value = f'<div role="status" aria-live="polite" class="mbls-readout">{text}</div>'
 
