@@ -247,7 +247,7 @@ def _kernel_picture(sigmas: Sequence[float]) -> plots.Picture:
         kernel = SVLSLoss(num_classes=2, sigma=sigma).kernel[0, 0].numpy()
         axes.imshow(kernel, cmap=colours, vmin=0, vmax=0.5)
         for (down, right), weight in np.ndenumerate(kernel):
-                        axes.text(right, down, f"{weight:.2f}", ha="center", va="center", fontsize=7)
+            axes.text(right, down, f"{weight:.2f}", ha="center", va="center", fontsize=7)
         plots.blank_axes(axes, f"σ = {sigma:g}")
     return plots.show(figure, "Weights of the 3 x 3 voxels: 0.5 in the centre, the rest shared by the neighbours")
 
