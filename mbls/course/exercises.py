@@ -53,6 +53,7 @@ __all__ = [
     "exercise_5_3",
     "exercise_6_1",
     "exercise_6_2",
+    "exercise_6_3",
     "exercise_7_1",
     "exercise_7_2",
     "exercise_7_3",
@@ -583,6 +584,17 @@ def exercise_6_2(answer: Any) -> Feedback:
 def _mean_by_loss(table: pd.DataFrame, column: str) -> dict[str, float]:
     """The mean of a column over each loss's runs, in the table's order."""
     return table.groupby("loss", sort=False)[column].agg("mean").to_dict()
+
+
+def exercise_6_3(answer: Any) -> Feedback:
+    """The margin to begin with, of 3, 6 and 25, where CE ends at distances from 5 to 24, 16 on average."""
+    hints = {
+        3.0: "below 3.6 the penalty cannot hold a certain voxel: it acts as label smoothing does (notebook 04).",
+        25.0: "no distance gets there, so the penalty is zero everywhere: that is cross-entropy.",
+        16.0: "at the mean distance half of the penalty's work is gone; and it is none of the three.",
+    }
+    praise = "Yes: well below where CE ends, and above 3.6, from where on a margin is a wall."
+    return _number(answer, 6.0, 1e-3, praise, hints, "It has to lie below CE's distances, and above 3.6.")
 
 
 # 07 Judging calibration

@@ -24,6 +24,7 @@ NUMBERS = {
     exercises.exercise_5_1: 0.69,
     exercises.exercise_5_3: 2.3,
     exercises.exercise_6_1: 0.085,
+    exercises.exercise_6_3: 6,
     exercises.exercise_7_1: 0.1,
     exercises.exercise_7_3: 82.8,
 }
@@ -134,6 +135,8 @@ def test_a_function_that_raises_is_told(check, answer):
         (exercises.exercise_5_3, 3.61, "weight of 0.1"),
         (exercises.exercise_6_1, 0.07, "plain mean"),
         (exercises.exercise_6_2, "ce_soft_l1ace", "DSC"),
+        (exercises.exercise_6_3, 3, "label smoothing"),
+        (exercises.exercise_6_3, 25, "zero everywhere"),
         (exercises.exercise_6_2, "ce", "smaller"),
         (exercises.exercise_7_1, 0.0, "for itself"),
         (exercises.exercise_7_1, -0.1, "sign"),
