@@ -662,10 +662,11 @@ def smooth_calibration_error(probs: torch.Tensor, target: torch.Tensor, mask: to
         voxels += block_target.numel()
     _require_voxels(voxels)
     # A Gaussian reflected at both ends multiplies each cosine by a number.
-    cosines, frequency = scipy.fft.dct(residuals / voxels), np.pi * np.arange(_SMOOTH_BINS)
+    cosines, frequency = np.asarray(scipy.fft.dct(residuals / voxels)), np.pi * np.arange(_SMOOTH_BINS)
 
     def at(width: float) -> float:
-        return float(np.abs(scipy.fft.idct(cosines * np.exp(-0.5 * (frequency * width) ** 2))).sum())
+        smooth = np.asarray(scipy.fft.idct(cosines * np.exp(-0.5 * (frequency * width) ** 2)))
+        return float(np.abs(smooth).sum())
 
     low, high = 0.0, 1.0
     for _ in range(30):  # to 1e-9

@@ -1,4 +1,4 @@
-"""The site: what its pages are made from, and that all its links hold. Its pages in a browser: browser/test_site.py."""
+"""The site: what its pages are made from, that its links hold. Its pages in a browser: browser/test_site_pages.py."""
 
 import html.parser
 import json
