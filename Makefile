@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 export MPLBACKEND := agg
 
-.PHONY: lab test test-all site bench audit format clean
+.PHONY: lab test test-all site student quiz bench audit format clean
 
 lab: $(STAMP)
 	$(BIN)/python -m mbls phantom --if-missing
@@ -29,6 +29,13 @@ site: $(STAMP)
 	$(BIN)/python -m mbls phantom --if-missing
 	$(BIN)/python site/build.py
 
+student: $(STAMP)
+	$(BIN)/python notebooks/student.py $(STUDENT_OPTIONS)
+
+# The quiz bank in Moodle's format, in build/quiz.gift.
+quiz: $(STAMP)
+	$(BIN)/python notebooks/quiz.py
+
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks
 
@@ -43,7 +50,7 @@ format: $(STAMP)
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) data/phantom runs site/_build .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build data/phantom runs site/_build .pytest_cache .ruff_cache .hypothesis
 
 # torch first and pinned: a plain `torch` may bring several gigabytes of CUDA packages.
 $(STAMP): pyproject.toml constraints.txt

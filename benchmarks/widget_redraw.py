@@ -15,6 +15,7 @@ import torch
 
 from mbls.course.explorers import (
     BootstrapExplorer,
+    CalibrationMapExplorer,
     LogitExplorer,
     MarginExplorer,
     NeighbourExplorer,
@@ -47,6 +48,8 @@ def explorers() -> dict:
         "BootstrapExplorer, 12 patients": (BootstrapExplorer(patients, "all"), "num_patients", (3, 6, 9, 12)),
         "LogitExplorer": (LogitExplorer(), "cavity", (-2.0, 0.0, 2.0, 4.0)),
         "VoxelExplorer": (VoxelExplorer(), "margin", (0.0, 2.0, 4.0, 6.0)),
+        "CalibrationMapExplorer, MbLS": (CalibrationMapExplorer(), "margin", (0.0, 2.0, 4.0, 6.0)),
+        "CalibrationMapExplorer, FL": (CalibrationMapExplorer(loss="fl"), "gamma", (0.5, 2.0, 3.0, 5.0)),
         "SliceExplorer, 192 x 192": (SliceExplorer(images, labels, logits), "margin", (0.0, 2.0, 4.0, 6.0)),
         "MarginExplorer": (MarginExplorer(*tables), "margin", (0.0, 2.0, 5.0, 10.0)),
     }

@@ -52,6 +52,7 @@ __all__ = [
     "blank_axes",
     "curves",
     "curves_with_band",
+    "film_strip",
     "forest",
     "gap_heat_map",
     "layers",
@@ -303,6 +304,35 @@ def show_scalar(
     axes.set(title=title, xticks=[], yticks=[])
     axes.figure.colorbar(shown, ax=axes, label=label, shrink=0.8)
     return shown
+
+
+def film_strip(
+    films: Mapping[str, Mapping[int, np.ndarray]],
+    when: str,
+    label: str,
+    limits: tuple[float, float] = (0, 1),
+    data: str | None = None,
+) -> Figure:
+    """Maps of one number a voxel, a row for each network and a column for each time, with one colour bar.
+
+    Args:
+        films: name -> time -> map (x, y); all rows have the same times.
+        when: what the times count, "epoch".
+        label: beside the colour bar.
+        limits: the values at the two ends of the colour bar.
+        data: as for :func:`new_figure`.
+    """
+    times = list(next(iter(films.values())))
+    figure, rows = new_figure(len(films), len(times), 2.2 * len(times), 2.2 * len(films), data=data)
+    for row, (name, film) in zip(rows, films.items(), strict=True):
+        row[0].set_ylabel(name)
+        for axes, time in zip(row, times, strict=True):
+            shown = axes.imshow(np.asarray(film[time]).T, cmap="cividis", vmin=limits[0], vmax=limits[1])
+            axes.set(xticks=[], yticks=[])
+    for axes, time in zip(rows[0], times, strict=True):
+        axes.set_title(f"{when} {time}")
+    figure.colorbar(shown, ax=rows, label=label, shrink=0.8)
+    return figure
 
 
 def show_difference(axes: Axes, values: np.ndarray, label: str, title: str = "", limit: float = 1) -> AxesImage:

@@ -5,7 +5,7 @@
 2. Explorers are drawn over all positions of their sliders. Those of notebooks are made by running the notebook up to
    them; this is kept in site/_build/explorers until the notebook's code or the explorers change.
    With --quick they keep the picture that is stored in the notebook.
-3. Sphinx makes the pages. A warning is an error.
+3. Sphinx makes the pages. A warning is an error. Icons that no page shows are dropped.
 """
 
 from __future__ import annotations
@@ -29,7 +29,15 @@ ROOT = Path(__file__).resolve().parents[1]
 BUILD = ROOT / "site" / "_build"
 SOURCE, STATIC, EXPLORERS = BUILD / "source", BUILD / "static", BUILD / "explorers"
 PAGES = ("notebooks/*.ipynb", "notebooks/*.md", "notebooks/solutions/*.ipynb", "data/**/*.md", "docs/*.md", "*.md")
-PAGES += ("benchmarks/*.md", "tests/*.md", "data/results/*.png", "data/*.json", "CITATION.cff", "benchmarks/*.png")
+PAGES += (
+    "notebooks/*.yaml",
+    "benchmarks/*.md",
+    "tests/*.md",
+    "data/results/*.png",
+    "data/*.json",
+    "CITATION.cff",
+    "benchmarks/*.png",
+)
 #: A picture inside an output, and what it is.
 PICTURE = re.compile(r'src="data:image/(webp|svg\+xml);base64,([^"]+)"')
 
@@ -150,11 +158,33 @@ def write_headers() -> None:
     (BUILD / "html" / "_headers").write_text(f"/*\n  Content-Security-Policy: {policy}\n")
 
 
+#: An icon in the theme's script: name, size, [other names], character, one path or two.
+ICON = re.compile(r'("?)([a-z0-9-]+)\1:\[\d+,\d+,\[([^\]]*)\],"[0-9a-f]+",(?:"[^"]*"|\[[^\]]*\])\],?')
+
+
+def drop_unused_icons() -> None:
+    """Leave the icons that the pages show: the theme brings two thousand, more than half of what a page would load."""
+    scripts = BUILD / "html" / "_static" / "scripts"
+    pages = [*(BUILD / "html").rglob("*.html"), scripts / "pydata-sphinx-theme.js", scripts / "sphinx-book-theme.js"]
+    shown = {name for page in pages for name in re.findall(r"\bfa-([a-z0-9-]+)", page.read_text(encoding="utf-8"))}
+
+    def kept(match: re.Match) -> str:
+        names = {match[2], *re.findall(r'"([^"]+)"', match[3])}
+        return match[0] if names & shown else ""
+
+    icons = scripts / "fontawesome.js"
+    icons.write_text(ICON.sub(kept, icons.read_text(encoding="utf-8")), encoding="utf-8")
+    for unread in scripts.glob("*.map"):
+        unread.unlink()
+
+
 def main(arguments: list[str]) -> int:
     stage()
     draw_explorers(of_notebooks="--quick" not in arguments)
     command = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "--quiet", "-c", str(ROOT / "site")]
     finished = subprocess.run([*command, str(SOURCE), str(BUILD / "html")], check=False)
+    if finished.returncode == 0:
+        drop_unused_icons()
     write_headers()
     return finished.returncode
 

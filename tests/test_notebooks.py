@@ -167,7 +167,7 @@ def test_instructors_cite_sections_that_exist():
     }
     cited = re.findall(r'\b(0\d), ((?:"[^"]+"(?:, )?\s*)+)', (ROOT / "INSTRUCTORS.md").read_text())
     sections = [(number, section) for number, names in cited for section in re.findall(r'"([^"]+)"', names)]
-    assert len(sections) > 15
+    assert len(sections) > 5
     for number, section in sections:
         section = " ".join(section.split())
         assert any(section in heading for heading in headings[number]), (number, section)

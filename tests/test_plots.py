@@ -138,3 +138,13 @@ def test_means_and_spreads_of_runs():
     ce, ls = plots.lines_with_spread(axes[0, 1], table, "n", "ece", {"ce": "CE", "ls": "LS"}, "patients", "ECE")
     assert (ce.lines[0].get_xdata().tolist(), ls.lines[0].get_xdata().tolist()) == ([5], [10])
     assert [text.get_text() for text in axes[0, 1].get_legend().get_texts()] == ["CE", "LS"]
+
+
+def test_a_film_strip_has_a_row_for_each_network_and_its_times_above():
+    maps = {time: np.full((4, 3), time / 100) for time in (10, 100)}
+    figure = plots.film_strip({"CE": maps, "MbLS": maps}, "epoch", "winning probability", (0.5, 1), "phantom")
+    panels = figure.axes[:4]
+    assert [axes.get_title() for axes in panels] == ["epoch 10", "epoch 100", "", ""]
+    assert [panels[0].get_ylabel(), panels[2].get_ylabel()] == ["CE", "MbLS"]
+    assert panels[1].images[0].get_array().shape == (3, 4)
+    assert figure.axes[4].get_ylabel() == "winning probability"

@@ -4,8 +4,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mbls.course import exercises
+    from mbls.course.cards import loss_cards
     from mbls.course.explorers import (
         BootstrapExplorer,
+        CalibrationMapExplorer,
         LogitExplorer,
         MarginExplorer,
         NeighbourExplorer,
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BootstrapExplorer",
+    "CalibrationMapExplorer",
     "LogitExplorer",
     "MarginExplorer",
     "NeighbourExplorer",
@@ -25,6 +28,7 @@ __all__ = [
     "VoxelExplorer",
     "ask",
     "exercises",
+    "loss_cards",
     "my_predictions",
     "reveal",
 ]
@@ -39,6 +43,10 @@ def __getattr__(name: str) -> Any:
         import importlib
 
         return importlib.import_module("mbls.course.exercises")
+    if name == "loss_cards":
+        from mbls.course.cards import loss_cards
+
+        return loss_cards
     from mbls.course import explorers, predictions
 
     return getattr(predictions if name in _PREDICTIONS else explorers, name)

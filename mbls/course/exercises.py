@@ -47,11 +47,13 @@ __all__ = [
     "exercise_4_1",
     "exercise_4_2",
     "exercise_4_3",
+    "exercise_4_4",
     "exercise_5_1",
     "exercise_5_2",
     "exercise_5_3",
     "exercise_6_1",
     "exercise_6_2",
+    "exercise_6_3",
     "exercise_7_1",
     "exercise_7_2",
     "exercise_7_3",
@@ -424,32 +426,34 @@ def exercise_4_1(answer: Any) -> Feedback:
 
 
 def exercise_4_2(answer: Any) -> Feedback:
-    """Gradient of the linear penalty mean_k d_k in the winner's logit, K = 4, all other distances 0.01."""
+    """Gradient of the linear penalty mean_k d_k in the winner's logit, K = 10, all other distances 0.01."""
     hints = {
         0.01: "the penalty is linear: its slope is the same at 0.01 as at 10.",
-        0.0075: "that is the penalty's value. Its slope does not depend on how small d is.",
-        3.0: "the sum over classes has slope K - 1 = 3; the mean divides by K.",
-        -0.75: "the sign: raising the winner's logit raises all other distances.",
-        0.25: "the winner's logit stands in K - 1 distances, not in one.",
+        0.009: "that is the penalty's value. Its slope does not depend on how small d is.",
+        9.0: "the sum over classes has slope K - 1 = 9; the mean divides by K.",
+        -0.9: "the sign: raising the winner's logit raises all other distances.",
+        0.1: "the winner's logit stands in K - 1 distances, not in one.",
+        0.75: "that is for K = 4.",
     }
-    praise = "Yes: (K - 1) / K = 0.75, at any distance. An equality constraint never says 'good enough'."
-    return _number(answer, 0.75, 1e-3, praise, hints, "The winner's logit stands in all K - 1 other distances.")
+    praise = "Yes: (K - 1) / K = 0.9, at any distance. An equality constraint never says 'good enough'."
+    return _number(answer, 0.9, 5e-4, praise, hints, "The winner's logit stands in all K - 1 other distances.")
 
 
 def exercise_4_3(answer: Any) -> Feedback:
-    """Distance at which LS with alpha = 0.1 ends for a voxel whose label is certain, K = 4."""
-    expected = math.log(0.925 / 0.025)
+    """Distance at which LS with alpha = 0.3 ends for a voxel whose label is certain, K = 10."""
+    expected = math.log(0.73 / 0.03)
     hints = {
         math.inf: "that is cross-entropy. The smoothed target gives every class at least alpha / K.",
         math.log(
-            0.9 / 0.1
-        ): "alpha is shared by all K classes, the labelled one included: q = (0.925, 0.025, 0.025, 0.025).",
+            0.7 / 0.3
+        ): "alpha is shared by all K classes, the labelled one included: the target is 0.73, and nine times 0.03.",
         math.log(
-            0.9 / (0.1 / 3)
-        ): "here alpha is shared by all K classes, the labelled one included: it keeps 0.925, not 0.9.",
+            0.7 / (0.3 / 9)
+        ): "here alpha is shared by all K classes, the labelled one included: it keeps 0.73, not 0.7.",
+        math.log(0.925 / 0.025): "that is for alpha = 0.1 and K = 4.",
         0.0: "d = 0 is where the penalty alone would end; cross-entropy pulls the other way.",
     }
-    praise = "Yes: s = q = (0.925, 0.025, 0.025, 0.025), so d = log(0.925 / 0.025) = 3.61."
+    praise = "Yes: s is the target, 0.73 and nine times 0.03, so d = log(0.73 / 0.03) = 3.19."
     return _number(
         answer,
         expected,
@@ -458,6 +462,20 @@ def exercise_4_3(answer: Any) -> Feedback:
         hints,
         "LS is cross-entropy with smoothed labels: it ends where s is that label.",
     )
+
+
+def exercise_4_4(answer: Any) -> Feedback:
+    """The smallest margin that leaves a voxel with q = (0.9, 0.05, 0.05) as it is."""
+    hints = {
+        math.log(9): "that is log(0.9 / 0.1). Each of the two losers has 0.05.",
+        math.log(27): "that is for three losers that share 0.1; here there are two.",
+        math.log(28): "that is where a certain voxel ends (for lambda = 0.1), whatever the margin. This one is not.",
+        18.0: "that is the ratio of the probabilities; a distance is its logarithm.",
+        0.9: "that is the probability. A margin is a distance of logits.",
+    }
+    praise = "Yes: d = log(0.9 / 0.05) = log 18 = 2.89. With this margin or a larger one no class is beyond it."
+    hint = "Cross-entropy alone would end at s = q. How far are the logits apart there?"
+    return _number(answer, math.log(18), 0.02, praise, hints, hint)
 
 
 # 05 Margin explorer
@@ -501,19 +519,23 @@ def exercise_5_2(answer: Any) -> Feedback:
 
 
 def exercise_5_3(answer: Any) -> Feedback:
-    """The smallest margin that no voxel with a certain label passes, for alpha = 0.1, K = 4."""
-    certain = margin_calibration_map(torch.tensor([[1.0, 0, 0, 0]]), 0.0, 0.1)[0]
-    expected = float((certain[0] / certain[1]).log())
+    """The smallest margin that no voxel with a certain label passes, for alpha = 0.3, K = 4."""
+    certain = torch.tensor([[1.0, 0, 0, 0]])
+    ends = {alpha: margin_calibration_map(certain, 0.0, alpha)[0].log() for alpha in (0.1, 0.3)}
+    expected, of_tenth = (float(ends[alpha][0] - ends[alpha][1]) for alpha in (0.3, 0.1))
     hints = {
         0.0: "with m = 0 descent does not end at d = 0: cross-entropy pulls until the forces balance.",
-        3.0: "try margin 3 and certainty 1 in the first explorer: where does the star lie?",
+        of_tenth: "that is for a weight of 0.1. Does a stronger hand need a larger or a smaller margin?",
+        3.0: "try margin 3 and weight 0.3 in the first explorer: does the star move if the margin is smaller?",
+        math.log(10 / 3): "a loser ends at lambda / K = 0.075, with K = 4.",
+        math.log(1 / 0.075): "the winner's probability is not 1 there: the three losers hold 0.225 of it.",
     }
     praise = (
-        "Yes, about 3.6: there cross-entropy's pull has fallen to alpha / K = 0.025, "
+        f"Yes, about {expected:.2f}: there cross-entropy's pull has fallen to alpha / K = 0.075, "
         "the most that the penalty can hold."
     )
     return _number(
-        answer, expected, 0.15, praise, hints, "Look for the margin from which on the star sits on the dashed line."
+        answer, expected, 0.1, praise, hints, "Look for the margin from which on the star sits on the dashed line."
     )
 
 
@@ -562,6 +584,17 @@ def exercise_6_2(answer: Any) -> Feedback:
 def _mean_by_loss(table: pd.DataFrame, column: str) -> dict[str, float]:
     """The mean of a column over each loss's runs, in the table's order."""
     return table.groupby("loss", sort=False)[column].agg("mean").to_dict()
+
+
+def exercise_6_3(answer: Any) -> Feedback:
+    """The margin to begin with, of 3, 6 and 25, where CE ends at distances from 5 to 24, 16 on average."""
+    hints = {
+        3.0: "below 3.6 the penalty cannot hold a certain voxel: it acts as label smoothing does (notebook 04).",
+        25.0: "no distance gets there, so the penalty is zero everywhere: that is cross-entropy.",
+        16.0: "at the mean distance half of the penalty's work is gone; and it is none of the three.",
+    }
+    praise = "Yes: well below where CE ends, and above 3.6, from where on a margin is a wall."
+    return _number(answer, 6.0, 1e-3, praise, hints, "It has to lie below CE's distances, and above 3.6.")
 
 
 # 07 Judging calibration

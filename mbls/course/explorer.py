@@ -36,7 +36,7 @@ class Explorer(HasTraits):
     """State in traits, numbers computed from it, a view that follows.
 
     A subclass declares traits with ``.tag(label=...)`` (and ``step=...`` for numbers), and says with
-    ``panels``, ``size`` and ``alt`` what its figure is. Then it defines
+    ``panels``, ``size`` and ``alt`` what its figure is, and with ``static`` which traits matter most. Then it defines
 
     - ``new_figure()``: only where its axes are not a plain grid;
     - ``compute()``: the numbers of the present state, nothing drawn and nothing changed;
@@ -168,6 +168,10 @@ class Explorer(HasTraits):
         """
         return []
 
+    def without_effect(self) -> set[str]:
+        """Names of the state that the present picture does not depend on; their controls are greyed out."""
+        return set()
+
     def _control(self, name: str) -> ipywidgets.Widget:
         trait = self.traits()[name]
         value = getattr(self, name)
@@ -194,6 +198,9 @@ class Explorer(HasTraits):
         picture = io.BytesIO()
         imsave(picture, np.asarray(self._canvas.buffer_rgba()), format="png", pil_kwargs={"compress_level": 1})
         self.image.value = picture.getvalue()
+        idle = self.without_effect()
+        for name, control in self.controls.items():
+            control.set_trait("disabled", name in idle)
         text = html.escape(self.describe(self.numbers))
         self.readout.value = f'<div role="status" aria-live="polite" class="mbls-readout">{text}</div>'
 

@@ -27,6 +27,7 @@ except ImportError as error:
 
 from mbls import plots
 from mbls.constraints import (
+    calibration_map,
     confidence_at_margin,
     logit_distances,
     margin_calibration_map,
@@ -36,12 +37,20 @@ from mbls.constraints import (
 from mbls.course.explorer import Explorer
 from mbls.data.acdc import CLASS_NAMES
 from mbls.engine.judge import DISTANCE_EDGES, distance_counts
-from mbls.losses import MbLSLoss, build_loss
+from mbls.losses import (
+    CrossEntropyLoss,
+    EntropyPenaltyLoss,
+    FocalLoss,
+    LabelSmoothingLoss,
+    MbLSLoss,
+    build_loss,
+)
 from mbls.metrics import CalibrationBins, Reliability
 from mbls.statistics import bootstrap_samples
 
 __all__ = [
     "BootstrapExplorer",
+    "CalibrationMapExplorer",
     "LogitExplorer",
     "MarginExplorer",
     "NeighbourExplorer",
@@ -637,6 +646,147 @@ class VoxelExplorer(Explorer):
             f"penalty {numbers.penalty:.3f}; gradient in LV's logit {pull:+.4f}; "
             f"descent ends at {end}, p = {numbers.end[0]:.3f}"
         )
+
+
+class CalibrationMapNumbers(NamedTuple):
+    """A loss's calibration map, over voxels whose likeliest class has the probabilities ``probs``.
+
+    Attributes:
+        probs: true probabilities of the likeliest class, (n,).
+        made: what the loss makes of them, (n,).
+        distances: of the losing classes under what the loss makes, (n,).
+        linear: what the linear penalty of the same weight makes, (n,).
+        point: what the loss makes of the voxel under the hand.
+        distance: of the losing classes of that voxel.
+    """
+
+    probs: np.ndarray
+    made: np.ndarray
+    distances: np.ndarray
+    linear: np.ndarray
+    point: float
+    distance: float
+
+
+class CalibrationMapExplorer(Explorer):
+    """What each loss makes of the truth: the calibration map from q to s*, for four classes.
+
+    The likeliest class of a voxel has the probability q, the other three share the rest.
+
+    Args:
+        state: loss, weight (alpha of LS and ECP, lambda of MbLS and of the linear penalty), gamma (FL), margin (MbLS),
+            q.
+
+    Example:
+        >>> explorer = CalibrationMapExplorer(loss="mbls", margin=3.0, q=0.7)
+        >>> explorer
+        CalibrationMapExplorer(loss='mbls', margin=3.0, weight=0.1, gamma=3.0, q=0.7): q = 0.700 ... the truth is told
+        >>> explorer.loss = "ls"
+        >>> round(explorer.numbers.point, 3)
+        0.655
+    """
+
+    static = ("loss", "margin")
+    panels = (1, 3)
+    size = (12.0, 3.9)
+    alt = (
+        "The probability that a loss leaves the likeliest class against its true probability, their difference, "
+        "and the distances of the losing classes."
+    )
+    NUM_CLASSES = len(CLASS_NAMES)
+    #: Values of q at which the curves are drawn.
+    GRID: ClassVar[np.ndarray] = np.linspace(1 / len(CLASS_NAMES), 0.995, 76)
+    #: Label -> loss, with the traits that it depends on.
+    LOSSES: ClassVar[dict[str, tuple[str, tuple[str, ...]]]] = {
+        "cross-entropy": ("ce", ()),
+        "LS": ("ls", ("weight",)),
+        "ECP": ("ecp", ("weight",)),
+        "FL": ("fl", ("gamma",)),
+        "linear penalty": ("linear", ("weight",)),
+        "MbLS": ("mbls", ("weight", "margin")),
+    }
+    #: Steps of the numerical solution: it is then within 1e-5 of the truth, and quick enough to drag.
+    ITERATIONS = 60
+
+    loss = Unicode("mbls").tag(label="loss")
+    margin = Float(3.0, min=0, max=10).tag(label="margin m (MbLS)", step=0.1)
+    weight = Float(0.1, min=0, max=1).tag(label="weight α or λ", step=0.05)
+    gamma = Float(3.0, min=0, max=5).tag(label="γ (FL)", step=0.5)
+    q = Float(0.7, min=0.25, max=0.995).tag(label="true probability q", step=0.005)
+
+    def choices(self, name: str) -> list[tuple[str, Any]]:
+        return [(label, loss) for label, (loss, _) in self.LOSSES.items()] if name == "loss" else []
+
+    @validate("loss")
+    def _known_loss(self, proposal: Any) -> str:
+        return _one_of("loss", proposal["value"], [loss for loss, _ in self.LOSSES.values()])
+
+    def without_effect(self) -> set[str]:
+        (used,) = (used for loss, used in self.LOSSES.values() if loss == self.loss)
+        # The linear penalty is drawn for comparison beside every loss, so that its weight always shows.
+        return {"gamma", "margin"} - set(used)
+
+    def compute(self) -> CalibrationMapNumbers:
+        likeliest = torch.from_numpy(np.append(self.GRID, self.q))[:, None]
+        others = self.NUM_CLASSES - 1
+        truth = torch.cat([likeliest, ((1 - likeliest) / others).expand(-1, others)], dim=1)
+        made = self._made_of(truth).numpy()
+        distances = np.log(made[:, 0] / made[:, 1])
+        return CalibrationMapNumbers(
+            probs=self.GRID,
+            made=made[:-1, 0],
+            distances=distances[:-1],
+            linear=margin_calibration_map(truth[:-1], 0.0, self.weight)[:, 0].numpy(),
+            point=float(made[-1, 0]),
+            distance=float(distances[-1]),
+        )
+
+    def _made_of(self, truth: torch.Tensor) -> torch.Tensor:
+        if self.loss in ("mbls", "linear"):
+            return margin_calibration_map(truth, self.margin if self.loss == "mbls" else 0.0, self.weight)
+        losses = {
+            "ce": lambda: CrossEntropyLoss(reduction="none"),
+            "ls": lambda: LabelSmoothingLoss(self.weight, reduction="none"),
+            "ecp": lambda: EntropyPenaltyLoss(self.weight, reduction="none"),
+            "fl": lambda: FocalLoss(self.gamma, reduction="none"),
+        }
+        return calibration_map(losses[self.loss](), truth, self.ITERATIONS)
+
+    def draw(self, axes: np.ndarray) -> list[Artist]:
+        q, other = self.GRID, (1 - self.GRID) / (self.NUM_CLASSES - 1)
+        thin = {"color": _COLOURS["guide"], "linestyle": "--", "linewidth": 1.2}
+        self._curves, self._linear, self._points = [], [], []
+        for ax, truth in zip(axes, (q, 0 * q, np.log(q / other)), strict=True):
+            ax.plot(q, truth, color=_COLOURS["chance"], linewidth=6, label="the truth, and cross-entropy")
+            self._linear += ax.plot(q, q, label="linear penalty, same weight", **thin)
+            self._curves += ax.plot(q, q, linewidth=2, label="this loss")
+            self._points += ax.plot([0], [0], "o", color=_COLOURS["now"], markersize=8, label="the voxel")
+            ax.set(xlim=(0.25, 1), xlabel="true probability q of the likeliest class")
+            ax.grid(alpha=0.3)
+        self._line = axes[2].axhline(0, color=_COLOURS["margin"], linestyle=":", label="margin m")
+        axes[0].set(ylim=(0.25, 1.01), ylabel="s*", title="what the loss makes of q")
+        axes[1].set(ylim=(-0.45, 0.05), ylabel="s* - q", title="how far from the truth")
+        axes[2].set(ylim=(0, 7), ylabel="distance of the three losers", title="logit distances of s*")
+        axes[0].legend(fontsize=8, frameon=False, loc="upper left")
+        axes[2].legend(handles=[self._line], fontsize=8, frameon=False, loc="upper left")
+        return [*self._linear, *self._curves, *self._points, self._line]
+
+    def update(self, numbers: CalibrationMapNumbers) -> None:
+        q, linear = numbers.probs, numbers.linear
+        of_linear = np.log((self.NUM_CLASSES - 1) * linear / (1 - linear))
+        for line, values in zip(self._linear, (linear, linear - q, of_linear), strict=True):
+            line.set_ydata(values)
+        for line, values in zip(self._curves, (numbers.made, numbers.made - q, numbers.distances), strict=True):
+            line.set(ydata=values, color=plots.loss_colour(self.loss))
+        for dot, value in zip(self._points, (numbers.point, numbers.point - self.q, numbers.distance), strict=True):
+            dot.set_data([self.q], [value])
+        self._line.set(ydata=[self.margin] * 2, visible=self.loss == "mbls")
+
+    def describe(self, numbers: CalibrationMapNumbers) -> str:
+        off = numbers.point - self.q
+        verdict = "the truth is told" if abs(off) < 5e-4 else f"{off:+.3f} off the truth"
+        # Adding 0 turns -0 into 0.
+        return f"q = {self.q:.3f} becomes s* = {numbers.point:.3f}, d = {numbers.distance + 0:.2f}: {verdict}"
 
 
 class SliceNumbers(NamedTuple):

@@ -21,9 +21,9 @@ from mbls.files import write_text
 __all__ = ["positions", "write_static"]
 
 #: So many positions has a slider at most: with two sliders an explorer stays under 3 MB.
-MOST = {1: 41, 2: 13}
+MOST = {1: 41, 2: 11}
 #: Width of the pictures, in pixels.
-WIDTH = 1100
+WIDTH = 1000
 
 
 def positions(explorer: Explorer, name: str, most: int) -> list[Any]:

@@ -3,6 +3,9 @@
 import json
 import random
 import re
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -10,6 +13,7 @@ from mbls.course.answers import BIN_EDGES, Answer, judge_answers
 from mbls.course.explorers import VoxelExplorer
 from mbls.course.static import MOST, positions
 
+ROOT = Path(__file__).resolve().parents[2]
 WEIGHT = 4_000_000  # bytes of a page, all that it loads
 
 
@@ -181,8 +185,55 @@ def pages(site):
     return sorted(str(path.relative_to(site)) for path in site.rglob("*.html") if "_static" not in path.parts)
 
 
+@pytest.fixture(scope="session")
+def explorers(served, site):
+    """The whole site in the place of the quick one: pages -> the explorers on them, as the build wrote them."""
+    finished = subprocess.run([sys.executable, str(ROOT / "site" / "build.py")], capture_output=True, text=True)
+    assert finished.returncode == 0, finished.stderr
+    told = {}
+    for path in sorted((site / "_static" / "explorers").glob("*.js")):
+        key, page = re.fullmatch(r'mblsExplorer\("([\w-]+)", (.*)\);\n', path.read_text()).groups()
+        told[key] = json.loads(page)
+    found = {}
+    for name in pages(site):
+        keys = re.findall(r'data-explorer="([\w-]+)"', (site / name).read_text())
+        if keys:
+            found[name] = {key: told[key] for key in keys}
+    return found
+
+
+@pytest.mark.slow  # builds the whole site, which draws a thousand pictures in two minutes
+def test_every_explorer_of_every_page_moves_and_shows_its_own(visit, explorers, site):
+    assert sum(map(len, explorers.values())) >= 9
+    chooser = random.Random(2)
+    for name, keys in explorers.items():
+        page = visit(name).page
+        for key, told in keys.items():
+            weight = sum(path.stat().st_size for path in (site / "_static" / "explorers" / key).iterdir())
+            assert weight < 3_000_000, key
+            page.evaluate(f"document.querySelector('[data-explorer=\"{key}\"]').scrollIntoView()")
+            live = page.locator(f'.mbls-live:has([data-explorer="{key}"])')
+            wait_until(page, f"document.querySelector('.mbls-live [data-explorer=\"{key}\"]') !== null")
+            fold = live.evaluate("box => { const fold = box.closest('details'); if (fold) fold.open = true; }")
+            assert fold is None
+            for _ in range(10):
+                place = [chooser.randrange(len(slider["texts"])) for slider in told["sliders"]]
+                for number, wanted in enumerate(place):
+                    slider = live.locator("input").nth(number)
+                    slider.focus()
+                    page.keyboard.press("Home")
+                    for _ in range(wanted):
+                        page.keyboard.press("ArrowRight")
+                    assert slider.get_attribute("aria-valuetext") == told["sliders"][number]["texts"][wanted]
+                where = "-".join(map(str, place))
+                assert live.locator(".mbls-readout").inner_text() == told["told"][where]
+                assert live.locator("img").get_attribute("src").endswith(f"/{key}/{where}.webp")
+            shown = f"document.querySelector('.mbls-live [data-explorer=\"{key}\"]')"
+            wait_until(page, f"{shown}.complete && {shown}.naturalWidth > 0")
+
+
 @pytest.mark.slow  # every page: about a second each
-def test_every_page_opens_without_an_error_and_is_light(visit, site):
+def test_every_page_opens_without_an_error_and_is_light(visit, explorers, site):
     heavy = {}
     for name in pages(site):
         visited = visit(name)

@@ -12,9 +12,10 @@ import torch
 from PIL import Image
 from traitlets import TraitError
 
-from mbls.constraints import confidence_at_margin, logit_distances
+from mbls.constraints import calibration_map, confidence_at_margin, logit_distances
 from mbls.course.explorers import (
     BootstrapExplorer,
+    CalibrationMapExplorer,
     LogitExplorer,
     MarginExplorer,
     NeighbourExplorer,
@@ -23,6 +24,7 @@ from mbls.course.explorers import (
     VoxelExplorer,
 )
 from mbls.data.home import data_home
+from mbls.losses import EntropyPenaltyLoss, FocalLoss
 from mbls.metrics import expected_calibration_error
 
 
@@ -62,6 +64,10 @@ MAKERS = {
     "bootstrap": (lambda sweep: BootstrapExplorer(patients(), "all"), {"num_patients": 5, "drawn": "voxels"}),
     "logit": (lambda sweep: LogitExplorer(), {"background": 4.0, "myocardium": -2.0, "cavity": 1.5}),
     "voxel": (lambda sweep: VoxelExplorer(), {"margin": 6.0, "alpha": 0.5, "certainty": 0.6, "distance": 2.0}),
+    "map": (
+        lambda sweep: CalibrationMapExplorer(loss="fl"),
+        {"gamma": 2.0, "loss": "mbls", "margin": 1.5, "weight": 0.3, "q": 0.95},
+    ),
     "slice": (lambda sweep: SliceExplorer(*slices()), {"margin": 7.0, "slice_index": 2}),
     "margin": (lambda sweep: MarginExplorer(*sweep), {"margin": 5.0}),
 }
@@ -83,6 +89,12 @@ def test_each_part_of_the_state_moves_numbers_picture_and_readout(explorer_and_m
         assert explorer.png != before[0], name
         assert explorer.state[name] == value
     assert explorer.readout.value != before[1] or len(moves) > 1
+
+
+def test_a_static_form_varies_one_or_two_traits(explorer_and_moves):
+    explorer, _ = explorer_and_moves
+    assert 1 <= len(explorer.static) <= 2
+    assert set(explorer.static) <= set(explorer.state_names)
 
 
 def test_slider_moves_the_state(explorer_and_moves):
@@ -251,6 +263,37 @@ def test_cross_entropy_alone_never_ends():
     explorer = VoxelExplorer(alpha=0)
     assert explorer.numbers.end_distance == math.inf
     assert "never" in explorer.readout.value
+
+
+def test_map_explorer_draws_the_calibration_map():
+    """As many steps as a drag allows are near enough to the many of the default."""
+    for loss, exact in (("ecp", EntropyPenaltyLoss(0.5, reduction="none")), ("fl", FocalLoss(5.0, reduction="none"))):
+        explorer = CalibrationMapExplorer(loss=loss, weight=0.5, gamma=5.0, q=0.9)
+        probs = torch.from_numpy(explorer.numbers.probs)[:, None]
+        truth = torch.cat([probs, ((1 - probs) / 3).expand(-1, 3)], dim=1)
+        np.testing.assert_allclose(explorer.numbers.made, calibration_map(exact, truth)[:, 0], atol=2e-5)
+    explorer = CalibrationMapExplorer(loss="ls", weight=0.2, q=0.9)
+    assert explorer.numbers.point == pytest.approx(0.8 * 0.9 + 0.2 / 4, abs=1e-5)
+    np.testing.assert_allclose(CalibrationMapExplorer(loss="ce").numbers.made, CalibrationMapExplorer.GRID, atol=1e-5)
+
+
+def test_map_explorer_margin_goes_from_the_linear_penalty_to_cross_entropy():
+    explorer = CalibrationMapExplorer(loss="mbls", margin=0.0, weight=0.2)
+    np.testing.assert_allclose(explorer.numbers.made, explorer.numbers.linear)
+    off = []
+    for margin in (0.0, 2.0, 4.0, 7.0):
+        explorer.margin = margin
+        off.append(np.abs(explorer.numbers.made - explorer.numbers.probs).max())
+    assert off == sorted(off, reverse=True)
+    assert off[-1] < 1e-12
+    assert "truth is told" in explorer.readout.value
+
+
+def test_map_explorer_greys_out_what_a_loss_does_not_have():
+    explorer = CalibrationMapExplorer(loss="mbls")
+    assert [name for name, control in explorer.controls.items() if control.disabled] == ["gamma"]
+    explorer.loss = "ls"
+    assert [name for name, control in explorer.controls.items() if control.disabled] == ["margin", "gamma"]
 
 
 def test_slice_explorer_counts_violations():
