@@ -102,7 +102,7 @@ def heat_map_figure(tables: Tables, data: str, region: Region) -> Figure:
         region: whose voxels.
     """
     bins = _bins_of(tables, region)
-    number = len(np.unique(tables.bins["low"]))
+    number = round(1 / float((tables.bins["high"] - tables.bins["low"]).iloc[0]))
     over = tables.cases.loc[tables.cases[f"voxels{ENDINGS[region]}"] > 0]
     over = over.sort_values(f"overconfidence{ENDINGS[region]}", ascending=False, kind="stable")
     names = over["case"].tolist()

@@ -205,9 +205,9 @@ def _volumes(classes: Any, names: Sequence[str]) -> pd.DataFrame:
         row: dict[str, Any] = {"class": label, "unit": own["volume_unit"].iloc[0], "cases": len(own)}
         for name in ("predicted", "expected"):
             error = own[f"volume_{name}"] - own["volume_true"]
-            spread = 1.96 * error.std()
-            row |= {f"{name}_bias": error.mean(), f"{name}_low": error.mean() - spread}
-            row |= {f"{name}_high": error.mean() + spread}
+            by_subject = error.groupby(own["subject"]).mean()
+            middle, spread = by_subject.mean(), 1.96 * by_subject.std()
+            row |= {f"{name}_bias": error.mean(), f"{name}_low": middle - spread, f"{name}_high": middle + spread}
         for kind in ("naive", "conformal"):
             if f"{kind}_low" in own:
                 held = own["volume_true"].between(own[f"{kind}_low"], own[f"{kind}_high"])
