@@ -239,8 +239,10 @@ def _judge(options: argparse.Namespace) -> int:
         raise ValueError(f"folders: got {len(options.folders)}, expected RUN, or PREDICTIONS and LABELS")
     if options.out is None:
         raise ValueError("out: got none, expected a folder for the report")
+    predictions, labels = options.folders
     judged = judge_folder(
-        *options.folders,
+        predictions,
+        labels,
         options.out,
         logits=options.logits,
         classes=None if options.classes is None else _words(options.classes),
@@ -280,10 +282,12 @@ def _print_report(judged: Judged, tables: Tables, paths: list[Path]) -> None:
     print(f"{judged.name}: {len(tables.cases)} cases of {tables.cases['subject'].nunique()} subjects")
     if judged.fitted is not None:
         print(f"temperature {judged.fitted.temperature:.4f}, from {judged.fitted.cases} validation cases")
-    floored = int(tables.cases["floored"].sum())
+    floored = sum(tables.cases["floored"])
     if floored:
         print(f"{floored} probabilities below 1e-8 were raised to it")
-    cells = tables.summary[tables.summary["over"] == "cases"].round(4).astype({"mean": str, "low": str, "high": str})
+    cells: Any = (
+        tables.summary[tables.summary["over"] == "cases"].round(4).astype({"mean": str, "low": str, "high": str})
+    )
     cells["told"] = cells["mean"] + " [" + cells["low"] + ", " + cells["high"] + "]"
     cells["over"] = cells["stage"].map({"as given": "", "scaled": "scaled "}) + cells["region"].replace("", "all")
     order = {"sort": False, "observed": True}

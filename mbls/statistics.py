@@ -159,7 +159,7 @@ def rank(values: Sequence[float], better: Literal["high", "low"]) -> list[float]
     return rankdata(-signed if better == "high" else signed).tolist()
 
 
-def conformal_quantile(errors: Sequence[float], level: float = 0.95) -> float:
+def conformal_quantile(errors: Sequence[float] | np.ndarray, level: float = 0.95) -> float:
     """How far a prediction of a further case may lie off with this probability, from the errors of calibration cases.
 
     The further case and the calibration cases have to be alike (exchangeable); nothing else is supposed.
@@ -192,7 +192,7 @@ def conformal_quantile(errors: Sequence[float], level: float = 0.95) -> float:
     return float(sorted_errors[k - 1]) if k <= len(sorted_errors) else float("inf")
 
 
-def risk_coverage(risks: Sequence[float], scores: Sequence[float]) -> np.ndarray:
+def risk_coverage(risks: Sequence[float] | np.ndarray, scores: Sequence[float] | np.ndarray) -> np.ndarray:
     """Mean risk of the n cases of the highest score, for n = 1, 2, ...: what is left when the others go to a human.
 
     Args:

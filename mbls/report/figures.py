@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -44,7 +45,7 @@ def _regions(tables: Tables) -> list[Region]:
     return [region for region in ENDINGS if len(_bins_of(tables, region))]
 
 
-def _draw_reliability(pair: np.ndarray, bins: pd.DataFrame, title: str, colour: str = plots.COLOURS["claimed"]) -> None:
+def _draw_reliability(pair: Any, bins: pd.DataFrame, title: str, colour: str = plots.COLOURS["claimed"]) -> None:
     """The diagram of all cases together, with its pooled error in the title."""
     region = "all"  # the rows were chosen already
     found, interval = reliability_over_subjects(bins.assign(region=region), region)
@@ -101,7 +102,7 @@ def heat_map_figure(tables: Tables, data: str, region: Region) -> Figure:
         region: whose voxels.
     """
     bins = _bins_of(tables, region)
-    number = len(np.unique(tables.bins["low"]))
+    number = round(1 / float((tables.bins["high"] - tables.bins["low"]).iloc[0]))
     over = tables.cases.loc[tables.cases[f"voxels{ENDINGS[region]}"] > 0]
     over = over.sort_values(f"overconfidence{ENDINGS[region]}", ascending=False, kind="stable")
     names = over["case"].tolist()
@@ -127,7 +128,8 @@ def distance_figure(tables: Tables, data: str) -> Figure:
         tables: of the judged cases, with distances.
         data: name of the data.
     """
-    sums = tables.distances.groupby(["low_mm", "high_mm"])[["count", "confidence_sum", "hit_sum"]].sum().reset_index()
+    grouped: Any = tables.distances.groupby(["low_mm", "high_mm"])[["count", "confidence_sum", "hit_sum"]]
+    sums = grouped.sum().reset_index()
     names = [_layer(low, high) for low, high in zip(sums["low_mm"], sums["high_mm"], strict=True)]
     series = {
         "confidence": ("claimed", (sums["confidence_sum"] / sums["count"]).tolist()),

@@ -73,7 +73,8 @@ def write_page(judged: Judged, tables: Tables, path: str | Path) -> Path:
 
 
 def _content(judged: Judged, tables: Tables) -> dict[str, Any]:
-    cases, data, names = tables.cases, judged.name, judged.class_names
+    cases: Any = tables.cases
+    data, names = judged.name, judged.class_names
     scaled = judged.fitted is not None
     return {
         "data": data,
@@ -104,7 +105,7 @@ def _content(judged: Judged, tables: Tables) -> dict[str, Any]:
 
 
 def _heat_region(tables: Tables) -> Region:
-    return "boundary" if (tables.cases["voxels_boundary"] > 0).any() else "all"
+    return "boundary" if any(tables.cases["voxels_boundary"]) else "all"
 
 
 def _pictures(judged: Judged, tables: Tables) -> dict[str, plots.Picture]:
@@ -146,7 +147,7 @@ def _pictures(judged: Judged, tables: Tables) -> dict[str, plots.Picture]:
     return {name: plots.show(figure, alt) for name, (figure, alt) in drawn.items()}
 
 
-def _row(summary: pd.DataFrame, metric: str, region: str, stage: str, over: str = "cases") -> pd.Series | None:
+def _row(summary: pd.DataFrame, metric: str, region: str, stage: str, over: str = "cases") -> Any:
     which = (summary["metric"] == metric) & (summary["region"] == region)
     found = summary.loc[which & (summary["stage"] == stage) & (summary["over"] == over)]
     return found.iloc[0] if len(found) else None
@@ -164,7 +165,7 @@ def _metric_rows(summary: pd.DataFrame, stage: str) -> list[dict[str, Any]]:
     return rows
 
 
-def _text(cell: pd.Series | None, digits: int) -> tuple[str, str] | None:
+def _text(cell: Any, digits: int) -> tuple[str, str] | None:
     """Mean and interval as text; None where there is nothing."""
     if cell is None or not np.isfinite(cell["mean"]):
         return None
@@ -184,7 +185,7 @@ def _headline(tables: Tables) -> str:
     return f"Over all voxels confidence and accuracy differ by {span}: no direction is certain."
 
 
-def _risk(risk: pd.DataFrame) -> dict[str, float] | None:
+def _risk(risk: Any) -> dict[str, float] | None:
     if not len(risk):
         return None
     most = risk.iloc[int(np.ceil(0.8 * len(risk))) - 1]

@@ -80,7 +80,7 @@ def make_tables(judged: Judged) -> Tables:
     if not cases:
         raise ValueError(f"{judged.folder}: got no case that could be judged, expected at least one")
     case_table, class_table = pd.DataFrame(cases), _with_intervals(pd.DataFrame(classes), judged.fitted)
-    together = pd.concat(distances, ignore_index=True)
+    together: Any = pd.concat(distances, ignore_index=True)
     return Tables(
         case_table,
         class_table,
@@ -114,7 +114,7 @@ def _bins_table(who: dict[str, Any], table: np.ndarray, names: Sequence[str]) ->
     return pd.DataFrame({**who, **found, "hit_sum": hit_sum[row, place].astype(int)})
 
 
-def _over_subjects(subjects: pd.Series, values: np.ndarray, statistic: Callable[[np.ndarray], Any]) -> tuple[Any, Any]:
+def _over_subjects(subjects: Any, values: np.ndarray, statistic: Callable[[np.ndarray], Any]) -> tuple[Any, Any]:
     """The bootstrap interval of a statistic of the cases' sums, with all cases of a subject drawn together."""
     _, place = np.unique(subjects.astype(str), return_inverse=True)
     summed = np.zeros((place.max() + 1, *values.shape[1:]))
@@ -173,7 +173,7 @@ def _pooled(name: str, tables: np.ndarray) -> float:
     return getattr(bins, name)()
 
 
-def _with_intervals(classes: pd.DataFrame, fitted: Fitted | None) -> pd.DataFrame:
+def _with_intervals(classes: Any, fitted: Fitted | None) -> pd.DataFrame:
     """Volumes in ml where every case's spacing is known, else in voxels; the naive and the conformal interval."""
     rows = classes["true"].notna()
     validation = None if fitted is None else pd.DataFrame(fitted.structures)
@@ -189,7 +189,8 @@ def _with_intervals(classes: pd.DataFrame, fitted: Fitted | None) -> pd.DataFram
         scale = validation["voxel_ml"] if known else 1.0
         errors = ((validation["expected"] - validation["true"]) * scale).abs()
         for label in found.loc[rows, "class"].unique():
-            own, which = errors[validation["class"] == label], found["class"] == label
+            own: Any = errors[validation["class"] == label]
+            which = found["class"] == label
             if own.notna().all():
                 reach = conformal_quantile(own.tolist(), LEVEL)
                 found.loc[which, "conformal_low"] = (found.loc[which, "volume_expected"] - reach).clip(lower=0)
@@ -197,16 +198,16 @@ def _with_intervals(classes: pd.DataFrame, fitted: Fitted | None) -> pd.DataFram
     return found
 
 
-def _volumes(classes: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame:
+def _volumes(classes: Any, names: Sequence[str]) -> pd.DataFrame:
     found = []
     for label in names[1:]:
         own = classes[classes["class"] == label]
         row: dict[str, Any] = {"class": label, "unit": own["volume_unit"].iloc[0], "cases": len(own)}
         for name in ("predicted", "expected"):
             error = own[f"volume_{name}"] - own["volume_true"]
-            spread = 1.96 * error.std()
-            row |= {f"{name}_bias": error.mean(), f"{name}_low": error.mean() - spread}
-            row |= {f"{name}_high": error.mean() + spread}
+            by_subject = error.groupby(own["subject"]).mean()
+            middle, spread = by_subject.mean(), 1.96 * by_subject.std()
+            row |= {f"{name}_bias": error.mean(), f"{name}_low": middle - spread, f"{name}_high": middle + spread}
         for kind in ("naive", "conformal"):
             if f"{kind}_low" in own:
                 held = own["volume_true"].between(own[f"{kind}_low"], own[f"{kind}_high"])
@@ -216,7 +217,7 @@ def _volumes(classes: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame:
     return pd.DataFrame(found)
 
 
-def _risk(cases: pd.DataFrame) -> pd.DataFrame:
+def _risk(cases: Any) -> pd.DataFrame:
     """Over the cases with a DSC; where nothing is predicted the network trusts itself least."""
     known = cases[cases["dsc"].notna()]
     risks = 1 - known["dsc"].to_numpy(float)
