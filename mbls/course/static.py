@@ -63,7 +63,8 @@ def write_static(explorer: Explorer, folder: Path, key: str) -> None:
     names = explorer.static
     start = {name: getattr(explorer, name) for name in names}
     values = {name: positions(explorer, name, MOST[len(names)]) for name in names}
-    (folder / key).mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(folder / key, ignore_errors=True)  # another number of positions may have been drawn before
+    (folder / key).mkdir(parents=True)
     told, size = {}, (0, 0)
     for place in itertools.product(*(range(len(values[name])) for name in names)):
         for name, number in zip(names, place, strict=True):
