@@ -28,6 +28,7 @@ from mbls.constraints import confidence_at_margin, logit_distances, margin_calib
 from mbls.data.home import recorded
 from mbls.losses import MbLSLoss
 from mbls.metrics import average_over_volumes, expected_calibration_error
+from mbls.statistics import conformal_quantile
 
 __all__ = [
     "Feedback",
@@ -57,6 +58,8 @@ __all__ = [
     "exercise_7_1",
     "exercise_7_2",
     "exercise_7_3",
+    "exercise_8_1",
+    "exercise_8_2",
 ]
 
 
@@ -650,3 +653,40 @@ def exercise_7_3(answer: Any) -> Feedback:
     }
     praise = f"Yes: {voxels:.1f} million are in the bin, and the counter stops at {held:.1f} million."
     return _number(answer, voxels - held, 0.5, praise, hints, "The counter stops at 2^24.")
+
+
+# 08 Your own predictions
+
+
+def exercise_8_1(answer: Any) -> Feedback:
+    """Half the width of the naive 95 % interval of a volume: 2000 independent voxels of probability 0.9."""
+    expected = 1.96 * math.sqrt(2000 * 0.9 * 0.1)
+    hints = {
+        math.sqrt(180): "that is one standard deviation; a 95 % interval reaches 1.96 of them.",
+        180.0: "that is the variance, sum of p (1 - p). Take the root.",
+        2 * expected: "that is the whole width.",
+        200.0: "that is the expected number of voxels that are no structure, not how much it scatters.",
+    }
+    praise = "Yes: 1.96 · sqrt(2000 · 0.9 · 0.1) = 26 voxels of an expected 1800. No contour is that good."
+    return _number(answer, expected, 0.5, praise, hints, "The variance of a voxel is p (1 - p), and variances add up.")
+
+
+def exercise_8_2(answer: Any) -> Feedback:
+    """A function of absolute errors and a level: the ceil((n + 1) level)-th smallest error."""
+    errors = [3.0, 1.0, 6.0, 2.0, 9.0, 2.0, 4.0, 3.0, 5.0]
+    expected = conformal_quantile(errors, 0.8)
+
+    def judge(got: Any) -> Feedback:
+        if _equal(got, torch.tensor(expected, dtype=torch.float64)):
+            return _right(f"Yes: of nine errors the 8th smallest, {expected:g}.")
+        if _equal(got, torch.tensor(5.0)):
+            return _wrong("That is the seventh: the formula has n + 1, which allows for the new case.")
+        if _equal(got, torch.tensor(9.0)):
+            return _wrong("That is the largest: Python counts places from 0.")
+        if _equal(got, torch.tensor(3.0)):
+            return _wrong("The errors have to be sorted first.")
+        return _wrong(
+            _misformed(got, torch.tensor(expected)) or f"{float(got):g} instead of {expected:g} for {errors}."
+        )
+
+    return _code(answer, judge, errors, 0.8)

@@ -25,6 +25,7 @@ NUMBERS = {
     exercises.exercise_5_3: 2.3,
     exercises.exercise_6_1: 0.085,
     exercises.exercise_6_3: 6,
+    exercises.exercise_8_1: 26.3,
     exercises.exercise_7_1: 0.1,
     exercises.exercise_7_3: 82.8,
 }
@@ -53,6 +54,7 @@ FUNCTIONS = {
     exercises.exercise_3_3: lambda distances: 1 / (-distances).exp().sum(1),
     exercises.exercise_4_1: mbls,
     exercises.exercise_5_2: lambda logits, margin: (logit_distances(logits) > margin).any(1).float().mean(),
+    exercises.exercise_8_2: lambda errors, level: sorted(errors)[math.ceil((len(errors) + 1) * level) - 1],
     exercises.exercise_7_2: lambda count, claims, hits: abs(claims.sum(0) - hits.sum(0)).sum() / count.sum(),
 }
 WORDS = {exercises.exercise_2_3: "above", exercises.exercise_6_2: "svls:sigma=2"}
@@ -136,6 +138,8 @@ def test_a_function_that_raises_is_told(check, answer):
         (exercises.exercise_6_1, 0.07, "plain mean"),
         (exercises.exercise_6_2, "ce_soft_l1ace", "DSC"),
         (exercises.exercise_6_3, 3, "label smoothing"),
+        (exercises.exercise_8_1, 180, "variance"),
+        (exercises.exercise_8_2, lambda e, level: sorted(e)[int(len(e) * level) - 1], "n + 1"),
         (exercises.exercise_6_3, 25, "zero everywhere"),
         (exercises.exercise_6_2, "ce", "smaller"),
         (exercises.exercise_7_1, 0.0, "for itself"),
