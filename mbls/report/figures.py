@@ -198,7 +198,7 @@ def worst_case_figure(case: JudgedCase, data: str, class_names: Sequence[str]) -
     known = np.where(labels == IGNORED_PIXEL, 0, labels)
     for one, shown, title in zip(axes, (known, winner), ("labels", "prediction"), strict=False):
         plots.show_labels(one, shown.T, alpha=1.0)
-        one.set(xticks=[], yticks=[], title=title, facecolor="white")
+        one.set(xticks=[], yticks=[], title=title)
     wrong = (labels != winner) & (labels != IGNORED_PIXEL)
     title = "wrong, and how sure of it"
     plots.show_scalar(axes[2], np.where(wrong, confidence / 255, np.nan).T, "confidence", title)
