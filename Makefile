@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 export MPLBACKEND := agg
 
-.PHONY: lab test test-all site student quiz bench audit format clean
+.PHONY: lab test test-all site student quiz slides bench audit format clean
 
 lab: $(STAMP)
 	$(BIN)/python -m mbls phantom --if-missing
@@ -31,6 +31,10 @@ site: $(STAMP)
 
 student: $(STAMP)
 	$(BIN)/python notebooks/student.py $(STUDENT_OPTIONS)
+
+# The two-hour deck, in build/slides; npm brings reveal.js once.
+slides: $(STAMP)
+	$(BIN)/python notebooks/slides.py
 
 # The quiz bank in Moodle's format, in build/quiz.gift.
 quiz: $(STAMP)
