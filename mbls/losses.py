@@ -19,6 +19,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from numbers import Integral, Real
 from typing import Any, Literal, get_args
 
@@ -168,7 +169,7 @@ class VoxelLoss(_Loss):
         target, keep = _checked_target(logits, target, self.ignore_index)
         if logits.dtype in (torch.float16, torch.bfloat16):
             logits = logits.float()
-        with torch.autocast(logits.device.type, enabled=False):
+        with _autocast_off(logits.device):
             if self.fused is None or _plain_form_needed():
                 values = self.voxel_loss(_without_ignored(logits, keep), target)
                 values = values if keep is None else torch.where(keep, values, values.new_zeros(()))
@@ -182,6 +183,10 @@ class VoxelLoss(_Loss):
             loss = values.sum() / (max(1, target.numel()) if keep is None else keep.sum().clamp(min=1))
         _raise_if_not_finite(loss, logits)
         return loss
+
+
+def _autocast_off(device: torch.device) -> AbstractContextManager[Any]:
+    return torch.autocast(device.type, enabled=False) if torch.amp.is_autocast_available(device.type) else nullcontext()
 
 
 def _plain_form_needed() -> bool:
@@ -245,8 +250,23 @@ class _Fused(torch.autograd.Function):
 
 
 def _check_tensor(name: str, value: Any) -> None:
-    if not isinstance(value, torch.Tensor):
-        raise ValueError(f"{name}: got a {type(value).__module__}.{type(value).__qualname__}, expected a torch.Tensor")
+    if isinstance(value, torch.Tensor):
+        return
+    if hasattr(value, "logits"):
+        hint = "; a model's output holds one in .logits"
+    elif isinstance(value, dict):
+        hint = f"; take one of its entries, such as [{next(iter(value), 'out')!r}]"
+    elif isinstance(value, (list, tuple)) and any(isinstance(one, torch.Tensor) for one in value):
+        hint = (
+            "; for deep supervision put the loss into MONAI's DeepSupervisionLoss or nnU-Net's DeepSupervisionWrapper"
+        )
+    elif hasattr(value, "__array__"):
+        hint = "; torch.as_tensor makes one"
+    else:
+        hint = ""
+    raise ValueError(
+        f"{name}: got a {type(value).__module__}.{type(value).__qualname__}, expected a torch.Tensor{hint}"
+    )
 
 
 def _check_scores(name: str, scores: torch.Tensor) -> None:
@@ -257,8 +277,11 @@ def _check_scores(name: str, scores: torch.Tensor) -> None:
             f"{name}: got shape {tuple(scores.shape)} of {scores.dtype}, expected floating point (B, K, *spatial)"
         )
     if scores.shape[1] < 2:
+        hint = "for one-channel logits there is MbLSLoss(sigmoid=True)"
+        if name == "probs":
+            hint = "the two classes of one channel p are torch.cat([1 - p, p], 1)"
         raise ValueError(
-            f"{name}: got {scores.shape[1]} class (dimension 1 of {tuple(scores.shape)}), expected at least 2"
+            f"{name}: got {scores.shape[1]} class (dimension 1 of {tuple(scores.shape)}), expected at least 2; {hint}"
         )
 
 
@@ -280,12 +303,16 @@ def _checked_labels(name: str, labels: torch.Tensor) -> torch.Tensor:
 
 
 def _checked_voxels(
-    name: str, scores: torch.Tensor, target: torch.Tensor, mask: torch.Tensor | None = None
+    name: str, scores: torch.Tensor, target: torch.Tensor, mask: torch.Tensor | None = None, soft: bool = False
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Labels and mask, (B, *spatial), of the voxels of ``name``, logits or probabilities. A wrong one is a ValueError;
-    whether labels lie within 0..K-1 is left to the caller."""
+    whether labels lie within 0..K-1 is left to the caller. Where ``soft``, the target may be soft labels as well, like
+    the scores in shape; these come back in floating point."""
     _check_scores(name, scores)
-    target = _checked_labels("target", _of_voxels("target", target, name, scores))
+    if soft and isinstance(target, torch.Tensor) and target.shape == scores.shape and target.is_floating_point():
+        target = _checked_soft_labels(name, scores, target)
+    else:
+        target = _checked_labels("target", _of_voxels("target", target, name, scores, soft))
     if mask is not None:
         mask = _of_voxels("mask", mask, name, scores)
         if mask.dtype != torch.bool:
@@ -293,19 +320,67 @@ def _checked_voxels(
     return target, mask
 
 
-def _of_voxels(name: str, values: torch.Tensor, scores_name: str, scores: torch.Tensor) -> torch.Tensor:
+def _checked_soft_labels(scores_name: str, scores: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """Class probabilities in floating point. Their values are looked at on the CPU only, as those of labels are."""
+    _check_device("target", target, scores_name, scores)
+    target = target.to(torch.promote_types(scores.dtype, torch.float32))
+    if target.device.type == "cpu" and target.numel() and not _plain_form_needed():
+        _raise_if_no_probabilities(target)
+    return target
+
+
+def _raise_if_no_probabilities(target: torch.Tensor) -> None:
+    low, off = float(target.min()), float((target.sum(1) - 1).abs().max())
+    if not (low >= 0 and off <= 2e-2):  # sums in bfloat16 are off by less
+        raise ValueError(
+            f"target: got soft labels down to {low:.4g} with sums off 1 by up to {off:.4g}, "
+            "expected probabilities that sum to 1 over dimension 1"
+        )
+
+
+def _check_device(name: str, values: torch.Tensor, scores_name: str, scores: torch.Tensor) -> None:
+    if values.device != scores.device:
+        raise ValueError(f"{name}: got device {values.device}, expected {scores.device} like {scores_name}")
+
+
+def _of_voxels(
+    name: str, values: torch.Tensor, scores_name: str, scores: torch.Tensor, soft: bool = False
+) -> torch.Tensor:
     """Labels or mask without the channel of size 1 that they may have."""
     _check_tensor(name, values)
     expected = scores.shape[:1] + scores.shape[2:]
     if values.shape not in (expected, (*scores.shape[:1], 1, *scores.shape[2:])):
-        hint = "; one-hot labels want an argmax over their channels" if values.shape == scores.shape else ""
+        hint = ""
+        if values.shape == scores.shape:
+            hint = "; one-hot labels want an argmax over their channels" + (", or .float()" if soft else "")
+        elif scores.dim() > 2 and values.dim() in (scores.dim() - 1, scores.dim()) and len(values) == len(scores):
+            here, there = tuple(scores.shape[2:]), tuple(values.shape[2 - scores.dim() :])
+            if here != there:
+                hint = (
+                    f"; {scores_name} have another resolution, {here} instead of {there}: bring one to that of the "
+                    "other with torch.nn.functional.interpolate (labels with mode='nearest')"
+                )
+        or_soft = ", or soft labels in floating point of that shape" if soft else ""
         raise ValueError(
             f"{name}: got shape {tuple(values.shape)}, expected {tuple(expected)} or a channel of size 1 after the "
-            f"batch, for {scores_name} of shape {tuple(scores.shape)}{hint}"
+            f"batch, for {scores_name} of shape {tuple(scores.shape)}{or_soft}{hint}"
         )
-    if values.device != scores.device:
-        raise ValueError(f"{name}: got device {values.device}, expected {scores.device} like {scores_name}")
+    _check_device(name, values, scores_name, scores)
     return values if values.shape == expected else values.squeeze(1)
+
+
+@functools.cache
+def _has_float64(device: torch.device) -> bool:
+    try:
+        torch.ones(1, dtype=torch.float64, device=device).add(1)
+    except (TypeError, RuntimeError):  # Apple's MPS; some of Intel's GPUs
+        return False
+    return True
+
+
+def _where_float64_is(*tensors: Any) -> tuple[Any, ...]:
+    """The tensors, on the CPU if their device has no float64; None stays None."""
+    return tuple(one if one is None or _has_float64(one.device) else one.cpu() for one in tensors)
 
 
 #: What metrics and post-hoc scaling say of voxels whose label is not within 0..K-1.
@@ -828,7 +903,7 @@ class NACLLoss(VoxelLoss):
     def forward(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         target, _ = _checked_target(logits, target, ignore_index=None)
         _check_form(logits, self.num_classes, self.spatial_dims)
-        with torch.autocast(logits.device.type, enabled=False):
+        with _autocast_off(logits.device):
             loss = self.nacl(logits.float(), target)
         _raise_if_not_finite(loss, logits)
         return loss
@@ -859,7 +934,7 @@ class _L1ACELoss(_Loss):
         if logits.dim() == 2:  # rows are the voxels of one sample, as in mbls.metrics
             logits, target = logits.T.unsqueeze(0), target.unsqueeze(0)
             keep = None if keep is None else keep.unsqueeze(0)
-        with torch.autocast(logits.device.type, enabled=False):
+        with _autocast_off(logits.device):
             probs = _softmax_of_counted(logits, keep).flatten(2)
             inside = target if keep is None else target.masked_fill(~keep, 0)
             hits = torch.zeros_like(probs).scatter_(1, inside.flatten(1).unsqueeze(1), 1)
@@ -1037,7 +1112,7 @@ class WithDice(_WithInner):
     def forward(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         first = self.loss(logits, target)
         target, keep = _checked_target(logits, target, self.ignore_index)
-        with torch.autocast(logits.device.type, enabled=False):
+        with _autocast_off(logits.device):
             probs = _softmax_of_counted(logits, keep)
             inside = target if keep is None else target.masked_fill(~keep, 0)
             one_hot = torch.zeros_like(probs).scatter_(1, inside.unsqueeze(1), 1)
