@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 export MPLBACKEND := agg
 
-.PHONY: lab test test-all bench audit format clean
+.PHONY: lab test test-all site student quiz slides bench audit format clean
 
 lab: $(STAMP)
 	$(BIN)/python -m mbls phantom --if-missing
@@ -22,7 +22,23 @@ test test-all: $(STAMP)
 	$(BIN)/python -m pytest $(SELECTED)
 	$(BIN)/python -m pytest --doctest-modules mbls
 	$(BIN)/python -m mbls phantom
-	MBLS_DATA=$(CURDIR)/data/phantom MBLS_PREDICTIONS=$$(mktemp -d)/none.json $(BIN)/python -m pytest --nbval --nbval-current-env notebooks
+	MBLS_DATA=$(CURDIR)/data/phantom MBLS_PREDICTIONS=$$(mktemp -d)/none.json $(BIN)/python -m pytest --nbval --nbval-current-env --nbval-sanitize-with tests/nbval.cfg notebooks
+
+# The course as a static site, in site/_build/html.
+site: $(STAMP)
+	$(BIN)/python -m mbls phantom --if-missing
+	$(BIN)/python site/build.py
+
+student: $(STAMP)
+	$(BIN)/python notebooks/student.py $(STUDENT_OPTIONS)
+
+# The two-hour deck, in build/slides; npm brings reveal.js once.
+slides: $(STAMP)
+	$(BIN)/python notebooks/slides.py
+
+# The quiz bank in Moodle's format, in build/quiz.gift.
+quiz: $(STAMP)
+	$(BIN)/python notebooks/quiz.py
 
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks
@@ -38,11 +54,11 @@ format: $(STAMP)
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) data/phantom runs .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build data/phantom runs site/_build .pytest_cache .ruff_cache .hypothesis
 
 # torch first and pinned: a plain `torch` may bring several gigabytes of CUDA packages.
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet -c constraints.txt torch==2.13.0
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[course,dev]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[course,dev,site]'
 	touch $@

@@ -13,7 +13,16 @@ import numpy as np
 import pandas as pd
 import torch
 
-from mbls.course.explorers import LogitExplorer, MarginExplorer, ReliabilityExplorer, SliceExplorer, VoxelExplorer
+from mbls.course.explorers import (
+    BootstrapExplorer,
+    CalibrationMapExplorer,
+    LogitExplorer,
+    MarginExplorer,
+    NeighbourExplorer,
+    ReliabilityExplorer,
+    SliceExplorer,
+    VoxelExplorer,
+)
 from mbls.data.home import data_home
 
 MOVES = 40
@@ -24,6 +33,9 @@ def explorers() -> dict:
     probs = torch.softmax(2 * torch.randn(30_000, 4, generator=random), dim=1)
     images, labels = torch.rand(10, 192, 192, generator=random), torch.randint(0, 4, (10, 192, 192), generator=random)
     logits = 4 * torch.randn(10, 4, 192, 192, generator=random)
+    # Twelve patients of fifteen bins.
+    table = {"subject": np.repeat(range(12), 15), "bin": np.tile(range(15), 12), "region": "all", "count": 100}
+    patients = pd.DataFrame({**table, "prob_sum": 90.0, "hit_sum": np.arange(180) % 100})
     folder = data_home() / "results"
     tables = [pd.read_csv(folder / f"phantom_margins{ending}.csv") for ending in ("", "_histograms")]
     return {
@@ -32,8 +44,12 @@ def explorers() -> dict:
             "num_bins",
             (10, 20, 30, 40),
         ),
+        "NeighbourExplorer": (NeighbourExplorer(), "length", (0.0, 2.0, 4.0, 6.0)),
+        "BootstrapExplorer, 12 patients": (BootstrapExplorer(patients, "all"), "num_patients", (3, 6, 9, 12)),
         "LogitExplorer": (LogitExplorer(), "cavity", (-2.0, 0.0, 2.0, 4.0)),
         "VoxelExplorer": (VoxelExplorer(), "margin", (0.0, 2.0, 4.0, 6.0)),
+        "CalibrationMapExplorer, MbLS": (CalibrationMapExplorer(), "margin", (0.0, 2.0, 4.0, 6.0)),
+        "CalibrationMapExplorer, FL": (CalibrationMapExplorer(loss="fl"), "gamma", (0.5, 2.0, 3.0, 5.0)),
         "SliceExplorer, 192 x 192": (SliceExplorer(images, labels, logits), "margin", (0.0, 2.0, 4.0, 6.0)),
         "MarginExplorer": (MarginExplorer(*tables), "margin", (0.0, 2.0, 5.0, 10.0)),
     }

@@ -23,6 +23,7 @@ import mbls
 if TYPE_CHECKING:
     import pandas as pd
 
+    from mbls.report import Judged, Tables
     from mbls.study.experiment import Experiment
 
 #: Figures that a table in the terminal has room for.
@@ -40,7 +41,8 @@ _OPTION_OF = {
 def main(arguments: list[str] | None = None) -> int:
     """Run a command; returns the exit status.
 
-    0: fine; 1: ``check`` found problems, ``merge`` unfinished runs; 2: an error in the arguments or the data.
+    0: fine; 1: ``check`` found problems, ``merge`` unfinished runs, ``judge`` cases that failed; 2: an error in the
+    arguments or the data.
     """
     options = _parser().parse_args(arguments)
     try:
@@ -165,7 +167,8 @@ def _study(options: argparse.Namespace) -> int:
     if options.split is not None:
         protocol = replace(protocol, base=replace(protocol.base, split=options.split))
     only = PARTS if options.parts is None else _words(options.parts)
-    experiments = study(protocol, _numbers("--seeds", options.seeds), only)
+    runs = None if options.runs is None else _words(options.runs)
+    experiments = study(protocol, _numbers("--seeds", options.seeds), only, runs)
     if options.list:
         print("\n".join(experiment.name for experiment in experiments))
         return 0
@@ -201,9 +204,14 @@ def _run_all(experiments: list[Experiment], options: argparse.Namespace) -> int:
 
 
 def _merge(options: argparse.Namespace) -> int:
+    from mbls.report import is_judged, merge_judged, write_report
     from mbls.study.results import merge
 
     out = options.out or options.folders[0]
+    if is_judged(options.folders[0]):
+        judged = merge_judged(options.folders, out)
+        _print_report(judged, *write_report(judged))
+        return _told_problems(judged)
     table, unfinished = merge(options.folders, out)
     _print_table(table)
     print(out / "results.csv")
@@ -222,15 +230,77 @@ def _report(options: argparse.Namespace) -> int:
 
 
 def _judge(options: argparse.Namespace) -> int:
+    if len(options.folders) == 1:
+        return _judge_run(options)
+    from mbls.report import judge_folder, write_report
+    from mbls.study.experiment import parse_shard
+
+    if len(options.folders) != 2:
+        raise ValueError(f"folders: got {len(options.folders)}, expected RUN, or PREDICTIONS and LABELS")
+    if options.out is None:
+        raise ValueError("out: got none, expected a folder for the report")
+    predictions, labels = options.folders
+    judged = judge_folder(
+        predictions,
+        labels,
+        options.out,
+        logits=options.logits,
+        classes=None if options.classes is None else _words(options.classes),
+        subject=options.subject,
+        surface=not options.no_surface,
+        fit=options.fit,
+        write=options.write,
+        workers=options.workers,
+        shard=None if options.shard is None else parse_shard(options.shard),
+        progress=not options.quiet,
+    )
+    if options.shard is None:
+        _print_report(judged, *write_report(judged))
+    else:
+        print(f"when all shards are done: python -m mbls merge {options.out}")
+    return _told_problems(judged)
+
+
+def _judge_run(options: argparse.Namespace) -> int:
     from mbls.files import write_json
     from mbls.study.experiment import judge_run
 
-    for kind, (metrics, judgement) in judge_run(options.run_folder, not options.no_surface).items():
+    given = [name for name in _OF_FOLDERS if getattr(options, name) != _OF_FOLDERS[name]]
+    if given:
+        raise ValueError(f"{given[0]}: got it with one folder, a run, expected PREDICTIONS and LABELS")
+    for kind, (metrics, judgement) in judge_run(options.folders[0], not options.no_surface).items():
         _print_metrics({"weights": kind, **metrics})
         if options.out is not None:
             judgement.save(options.out, f"-{kind}")
             write_json(metrics, options.out / f"metrics-{kind}.json")
     return 0
+
+
+def _print_report(judged: Judged, tables: Tables, paths: list[Path]) -> None:
+    import pandas as pd
+
+    print(f"{judged.name}: {len(tables.cases)} cases of {tables.cases['subject'].nunique()} subjects")
+    if judged.fitted is not None:
+        print(f"temperature {judged.fitted.temperature:.4f}, from {judged.fitted.cases} validation cases")
+    floored = sum(tables.cases["floored"])
+    if floored:
+        print(f"{floored} probabilities below 1e-8 were raised to it")
+    cells: Any = (
+        tables.summary[tables.summary["over"] == "cases"].round(4).astype({"mean": str, "low": str, "high": str})
+    )
+    cells["told"] = cells["mean"] + " [" + cells["low"] + ", " + cells["high"] + "]"
+    cells["over"] = cells["stage"].map({"as given": "", "scaled": "scaled "}) + cells["region"].replace("", "all")
+    order = {"sort": False, "observed": True}
+    table = pd.DataFrame({name: part.set_index("title")["told"] for name, part in cells.groupby("over", **order)})
+    print(table.loc[cells["title"].unique()].fillna("").rename_axis(None).to_string())
+    print(paths[0])
+
+
+def _told_problems(judged: Judged) -> int:
+    """Say what was wrong; 1 where a case failed, 0 where files only had no partner."""
+    for case, problem in judged.problems:
+        print(f"{case}: {problem}", file=sys.stderr)
+    return 1 if judged.failed else 0
 
 
 def _predictions(options: argparse.Namespace) -> int:
@@ -244,7 +314,8 @@ def _predictions(options: argparse.Namespace) -> int:
     calibration = judge_answers(readers)
     print(f"{len(readers)} readers, {calibration.describe('They were')}")
     if options.out is not None:
-        figure = draw(calibration, f"{len(readers)} readers, {calibration.count} predictions")
+        readers_and_answers = f"{len(readers)} readers, {calibration.count} predictions"
+        figure = draw(calibration, "Predictions of a class", readers_and_answers)
         with atomic_write(options.out) as part:
             figure.savefig(part, dpi=150, format="png")
         print(options.out)
@@ -491,6 +562,9 @@ def _study_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--parts", nargs="+", help=f"{', '.join(PARTS)} (default: all)")
     parser.add_argument("--seeds", default=["0,1,2"], nargs="+", help="(default: 0,1,2)")
     parser.add_argument(
+        "--runs", nargs="+", help="of these parts and seeds, only the runs of some names, as --list prints"
+    )
+    parser.add_argument(
         "--epochs", type=int, help="another number than the protocol's, e.g. 2 to see whether all of it runs"
     )
     parser.add_argument("--list", action="store_true", help="only print the names of the runs")
@@ -499,7 +573,7 @@ def _study_options(parser: argparse.ArgumentParser) -> None:
 
 def _merge_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folders", type=Path, nargs="+", help="the --out of the jobs")
-    parser.add_argument("--out", type=Path, help="folder for the table (default: the first folder)")
+    parser.add_argument("--out", type=Path, help="folder for the table or report (default: the first folder)")
     parser.set_defaults(run=_merge)
 
 
@@ -514,10 +588,46 @@ def _report_options(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=_report)
 
 
+#: Options of `judge` that need predictions and labels, with their defaults.
+_OF_FOLDERS: dict[str, Any] = {
+    "logits": False,
+    "classes": None,
+    "subject": None,
+    "fit": None,
+    "write": None,
+    "workers": 1,
+    "shard": None,
+}
+
+
 def _judge_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run_folder", metavar="RUN", type=Path, help="folder of a run trained with --keep-predictions")
-    parser.add_argument("--out", type=Path, help="folder for cases, bins and metrics (default: only print)")
-    parser.add_argument("--no-surface", action="store_true", help="leave out HD95 and ASD")
+    parser.add_argument(
+        "folders",
+        metavar="FOLDER",
+        type=Path,
+        nargs="+",
+        help="RUN, trained with --keep-predictions; or PREDICTIONS LABELS of any program: nnU-Net's "
+        "--save_probabilities, MONAI's SaveImage, NIfTI, .npy or .npz",
+    )
+    parser.add_argument(
+        "--out", type=Path, help="folder for the report and its tables; of a run: for cases, bins and metrics"
+    )
+    parser.add_argument("--no-surface", action="store_true", help="leave out HD95, ASD and distances to the boundary")
+    parser.add_argument("--logits", action="store_true", help="the predictions are logits, not probabilities")
+    parser.add_argument("--classes", nargs="+", help="names, the background first (default: from dataset.json)")
+    parser.add_argument("--subject", help="regular expression that finds the subject in a case (default: all of it)")
+    parser.add_argument(
+        "--fit",
+        type=Path,
+        nargs=2,
+        metavar=("VALIDATION", "LABELS"),
+        help="other cases, on which a temperature and intervals of volumes are fitted",
+    )
+    parser.add_argument(
+        "--write", type=Path, metavar="DIR", help="write probabilities after the temperature, in the format they had"
+    )
+    parser.add_argument("--workers", type=int, default=1, help="processes, the same figures to the bit (default: 1)")
+    parser.add_argument("--shard", help="i/n: only every n-th case from the i-th on; `merge` brings them together")
     parser.set_defaults(run=_judge)
 
 
@@ -536,9 +646,9 @@ _COMMANDS: dict[str, tuple[Callable[[argparse.ArgumentParser], None], str]] = {
     "train": (_train_options, "train and judge one network"),
     "compare": (_compare_options, "train and judge several networks, one table"),
     "study": (_study_options, "the paper's comparison on ACDC, all of it or some parts"),
-    "merge": (_merge_options, "one table of the runs that the shards of a comparison made"),
+    "merge": (_merge_options, "one table, or report, of what the shards of a comparison, or of `judge`, made"),
     "report": (_report_options, "the tables of a study: runs, test subjects, Markdown"),
-    "judge": (_judge_options, "all metrics of a run again, from the predictions that it kept"),
+    "judge": (_judge_options, "all metrics of a run again; or a report on predictions that any program wrote"),
     "predictions": (_predictions_options, "how well the readers of the course knew what they knew, pooled"),
 }
 

@@ -14,7 +14,17 @@ if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
 
-__all__ = ["MAX_BYTES", "MAX_TEXT", "atomic_write", "read_json", "read_npz", "write_json", "write_table", "write_text"]
+__all__ = [
+    "MAX_BYTES",
+    "MAX_TEXT",
+    "atomic_write",
+    "read_json",
+    "read_npy",
+    "read_npz",
+    "write_json",
+    "write_table",
+    "write_text",
+]
 
 #: The most bytes that an array file may hold, unpacked: 2 GiB, a float32 volume of 512 x 512 x 2048 voxels. A file of a
 #: kilobyte can claim, or unpack to, more than any machine has.
@@ -103,6 +113,26 @@ def read_npz(path: Path, names: Sequence[str] | None = None) -> dict[str, np.nda
                 return {name: arrays[name] for name in (arrays.files if names is None else names)}
         except Exception as error:  # each kind of damage has its own
             raise ValueError(f"{path}: cannot be read as npz ({error}), expected a complete file") from error
+
+
+def read_npy(path: Path) -> np.ndarray:
+    """The array of an .npy file; never a pickle.
+
+    Raises:
+        OSError: no such file, or one that may not be read.
+        ValueError: damaged, or above :data:`MAX_BYTES`.
+    """
+    import numpy as np
+
+    with path.open("rb") as file:
+        try:
+            size = os.fstat(file.fileno()).st_size
+            if size > MAX_BYTES:
+                raise ValueError(f"{size} bytes, expected at most {MAX_BYTES}")
+            # The map refuses a header that claims more than the file holds.
+            return np.array(np.load(path, mmap_mode="r"))
+        except Exception as error:  # each kind of damage has its own
+            raise ValueError(f"{path}: cannot be read as npy ({error}), expected a complete file") from error
 
 
 def write_table(table: pd.DataFrame, path: Path) -> None:

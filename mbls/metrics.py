@@ -28,6 +28,7 @@ from numbers import Integral
 from typing import Literal, NamedTuple, get_args
 
 import numpy as np
+import scipy.fft
 import torch
 import torch.nn.functional as F
 
@@ -53,17 +54,21 @@ __all__ = [
     "Reliability",
     "adaptive_calibration_error",
     "average_over_volumes",
+    "brier_decomposition",
     "brier_score",
     "classwise_calibration_error",
     "expected_calibration_error",
     "negative_log_likelihood",
     "region_mask",
     "segmentation_scores",
+    "smooth_calibration_error",
 ]
 
 #: A block has at most this many voxels and probabilities, so that its copies stay near the cache.
 _BLOCK_VOXELS = 1 << 16
 _BLOCK_VALUES = 1 << 19
+#: Steps of confidence over which the smooth ECE keeps its residuals.
+_SMOOTH_BINS = 8192
 
 
 class Reliability(NamedTuple):
@@ -307,6 +312,11 @@ class CalibrationBins:
         else:
             figures = gap.amax(1)
         return figures.numpy()
+
+    def brier_calibration(self) -> float:
+        """The calibration part of the Brier score, which :func:`brier_decomposition` explains."""
+        gap, count = (part[1:] for part in self._gaps())
+        return float((gap.square() * count).sum() / count[0].sum())
 
     def reliability(self, class_index: int | None = None) -> Reliability:
         """The reliability diagram.
@@ -573,6 +583,98 @@ def brier_score(probs: torch.Tensor, target: torch.Tensor, mask: torch.Tensor | 
         voxels += block_target.numel()
     _require_voxels(voxels)
     return total / voxels
+
+
+def brier_decomposition(
+    probs: torch.Tensor, target: torch.Tensor, num_bins: int = 15, mask: torch.Tensor | None = None
+) -> tuple[float, float]:
+    r"""The Brier score in two parts: how far the claims are from what comes true, and how little is known.
+
+    .. math:: \sum_k \sum_b \tfrac{n_b}{N} (\bar p_b - \bar y_b)^2
+
+    is the first, over the bins b of each class's own probability; the second is what is left of the Brier score.
+
+    Args:
+        probs: probabilities, summing to 1 over the classes.
+        target: labels, 0..K-1.
+        num_bins: bins of equal width. With few voxels the first part is too large.
+        mask: True where a voxel counts. None: all do.
+
+    Shape:
+        As :func:`brier_score`.
+
+    Returns:
+        Calibration and refinement; their sum is the Brier score.
+
+    Raises:
+        ValueError: as :func:`brier_score`.
+
+    Example:
+        >>> import torch
+        >>> from mbls.metrics import brier_decomposition
+        >>> probs = torch.tensor([[0.9, 0.1], [0.9, 0.1]])
+        >>> [round(part, 2) for part in brier_decomposition(probs, torch.tensor([0, 1]))]
+        [0.32, 0.5]
+
+    References:
+        Broecker, Quarterly Journal of the Royal Meteorological Society 2009.
+    """
+    whole = brier_score(probs, target, mask)
+    calibration = CalibrationBins(probs.shape[1], num_bins).update(probs, target, mask).brier_calibration()
+    return calibration, whole - calibration
+
+
+def smooth_calibration_error(probs: torch.Tensor, target: torch.Tensor, mask: torch.Tensor | None = None) -> float:
+    r"""Smooth ECE: the calibration error of the winning class without bins.
+
+    The residuals hit - confidence are smoothed over the confidence by a Gaussian that is reflected at 0 and 1, and the
+    absolute value is integrated:
+
+    .. math:: \mathrm{smECE}_\sigma = \int_0^1 \Bigl|\tfrac1N \sum_i (h_i - c_i) K_\sigma(t, c_i)\Bigr| dt
+
+    The figure is the width that equals it, :math:`\sigma = \mathrm{smECE}_\sigma`.
+
+    Args:
+        probs: probabilities, summing to 1 over the classes.
+        target: labels, 0..K-1.
+        mask: True where a voxel counts. None: all do.
+
+    Shape:
+        As :func:`brier_score`.
+
+    Raises:
+        ValueError: as :func:`brier_score`.
+
+    Example:
+        >>> import torch
+        >>> from mbls.metrics import smooth_calibration_error
+        >>> probs = torch.tensor([[0.9, 0.1]] * 10)
+        >>> round(smooth_calibration_error(probs, torch.tensor([0] * 5 + [1] * 5)), 2)  # right in half of them
+        0.4
+
+    References:
+        Blasiok and Nakkiran, ICLR 2024.
+    """
+    residuals, voxels = np.zeros(_SMOOTH_BINS), 0
+    for block_probs, block_target in _selected(*_checked(probs, target, mask)):
+        confidence, winner = block_probs.double().max(0)
+        place = (confidence * _SMOOTH_BINS).long().clamp(max=_SMOOTH_BINS - 1)
+        hits = (winner == block_target).double()
+        residuals += torch.bincount(place, hits - confidence, _SMOOTH_BINS).cpu().numpy()
+        voxels += block_target.numel()
+    _require_voxels(voxels)
+    # A Gaussian reflected at both ends multiplies each cosine by a number.
+    cosines, frequency = np.asarray(scipy.fft.dct(residuals / voxels)), np.pi * np.arange(_SMOOTH_BINS)
+
+    def at(width: float) -> float:
+        smooth = np.asarray(scipy.fft.idct(cosines * np.exp(-0.5 * (frequency * width) ** 2)))
+        return float(np.abs(smooth).sum())
+
+    low, high = 0.0, 1.0
+    for _ in range(30):  # to 1e-9
+        width = (low + high) / 2
+        low, high = (width, high) if at(width) > width else (low, width)
+    return high
 
 
 #: What a metric may be conditioned on; see :func:`region_mask`.

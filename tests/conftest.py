@@ -1,6 +1,8 @@
 """Where the real ACDC volumes are, small data sets that several tests share, and quiet progress bars."""
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,6 +11,8 @@ from hypothesis import settings
 
 from mbls.data.layout import read_dataset
 from mbls.data.phantom import make_phantom
+
+ROOT = Path(__file__).resolve().parents[1]
 
 torch.set_num_threads(2)
 # No test is timed: the first example of a property may have to wait for an import or a busy machine.
@@ -34,3 +38,13 @@ def phantom_root(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def phantom(phantom_root):
     return read_dataset(phantom_root)
+
+
+@pytest.fixture(scope="session")
+def site():
+    """The built site, with the stored pictures in the place of the notebooks' explorers, which take minutes."""
+    pytest.importorskip("sphinx", reason="Sphinx is not installed (pip install -e '.[site]')")
+    command = [sys.executable, str(ROOT / "site" / "build.py"), "--quick"]
+    finished = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert finished.returncode == 0, finished.stderr
+    return ROOT / "site" / "_build" / "html"

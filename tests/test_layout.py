@@ -24,7 +24,9 @@ def test_losses_and_metrics_load_no_heavy_library():
     assert shown.strip() == "[]"
 
 
-@pytest.mark.parametrize("name", ["mbls", "mbls.course", "mbls.data", "mbls.engine", "mbls.networks", "mbls.study"])
+@pytest.mark.parametrize(
+    "name", ["mbls", "mbls.course", "mbls.data", "mbls.engine", "mbls.networks", "mbls.report", "mbls.study"]
+)
 def test_a_folder_offers_what_it_names(name):
     module = importlib.import_module(name)
     assert module.__all__

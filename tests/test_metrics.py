@@ -6,18 +6,21 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from scipy.optimize import brentq
 
 from mbls.metrics import (
     REGION_NAMES,
     CalibrationBins,
     adaptive_calibration_error,
     average_over_volumes,
+    brier_decomposition,
     brier_score,
     classwise_calibration_error,
     expected_calibration_error,
     negative_log_likelihood,
     region_mask,
     segmentation_scores,
+    smooth_calibration_error,
 )
 
 
@@ -514,3 +517,42 @@ def test_bad_input(metric, probs, target, mask, message):
 def test_bad_options(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_brier_is_calibration_and_refinement():
+    (probs,), (target,) = make_predictions(20_000)
+    probs = probs.T.contiguous()
+    calibration, refinement = brier_decomposition(probs, target)
+    assert calibration + refinement == pytest.approx(brier_score(probs, target))
+    truth = probs.double() / probs.double().sum(1, keepdim=True)
+    drawn = torch.multinomial(truth, 1, generator=torch.Generator().manual_seed(1))[:, 0]
+    assert brier_decomposition(truth, drawn)[0] < 0.003 < calibration  # a forecaster who knows the chances
+    frequencies = torch.bincount(target, minlength=4) / len(target)
+    blind = frequencies.double().expand(len(target), 4)
+    assert brier_decomposition(blind, target)[0] == pytest.approx(0, abs=1e-9)
+
+
+def test_smooth_ece_against_its_definition():
+    """The integral by brute force over a fine grid, each residual at its own confidence; the root by scipy."""
+    (probs,), (target,) = make_predictions(2000)
+    probs = probs.T.contiguous()
+    confidence, winner = probs.double().max(1)
+    residual, at = (winner == target).double().numpy() - confidence.numpy(), confidence.numpy()
+    grid = (np.arange(2000) + 0.5) / 2000
+
+    def error(width):
+        kernel = sum(
+            np.exp(-0.5 * ((grid[:, None] - image) / width) ** 2)
+            for shift in (-2, 0, 2)
+            for image in (shift + at[None], shift - at[None])
+        )
+        return np.abs((kernel * residual).mean(1)).mean() / (width * np.sqrt(2 * np.pi))
+
+    expected = brentq(lambda width: error(width) - width, 1e-3, 0.9)
+    assert smooth_calibration_error(probs, target) == pytest.approx(expected, abs=1e-4)
+
+
+def test_smooth_ece_of_certain_and_wrong_is_large_and_of_right_is_zero():
+    sure = torch.tensor([[1.0, 0.0]]).repeat(100, 1)
+    assert smooth_calibration_error(sure, torch.zeros(100, dtype=torch.long)) < 1e-6
+    assert smooth_calibration_error(sure, torch.ones(100, dtype=torch.long)) > 0.9

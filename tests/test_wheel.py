@@ -23,9 +23,7 @@ def test_recorded_finds_the_file_of_the_checkout(path):
 
 @pytest.mark.parametrize("name", ["acdc_reductions.csv", "results/acdc_reduced.csv", "README.md", ""])
 def test_recorded_says_what_there_is(name):
-    with pytest.raises(
-        FileNotFoundError, match=r"name: got '.*', expected one of acdc_reduced\.csv, .*acdc_split\.json"
-    ):
+    with pytest.raises(FileNotFoundError, match=r"name: got '.*', expected one of acdc_paper\.csv, .*acdc_split\.json"):
         recorded(name)
 
 

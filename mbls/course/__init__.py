@@ -4,9 +4,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mbls.course import exercises
+    from mbls.course.cards import loss_cards
     from mbls.course.explorers import (
+        BootstrapExplorer,
+        CalibrationMapExplorer,
         LogitExplorer,
         MarginExplorer,
+        NeighbourExplorer,
         ReliabilityExplorer,
         SliceExplorer,
         VoxelExplorer,
@@ -14,13 +18,17 @@ if TYPE_CHECKING:
     from mbls.course.predictions import ask, my_predictions, reveal
 
 __all__ = [
+    "BootstrapExplorer",
+    "CalibrationMapExplorer",
     "LogitExplorer",
     "MarginExplorer",
+    "NeighbourExplorer",
     "ReliabilityExplorer",
     "SliceExplorer",
     "VoxelExplorer",
     "ask",
     "exercises",
+    "loss_cards",
     "my_predictions",
     "reveal",
 ]
@@ -35,6 +43,10 @@ def __getattr__(name: str) -> Any:
         import importlib
 
         return importlib.import_module("mbls.course.exercises")
+    if name == "loss_cards":
+        from mbls.course.cards import loss_cards
+
+        return loss_cards
     from mbls.course import explorers, predictions
 
     return getattr(predictions if name in _PREDICTIONS else explorers, name)

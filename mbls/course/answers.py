@@ -26,9 +26,20 @@ from mbls.files import read_json, write_json
 from mbls.metrics import CalibrationBins, Reliability
 from mbls.statistics import bootstrap_interval
 
-__all__ = ["Answer", "Calibration", "Question", "change_answer", "draw", "judge_answers", "own_answers", "read_answers"]
+__all__ = [
+    "BIN_EDGES",
+    "Answer",
+    "Calibration",
+    "Question",
+    "change_answer",
+    "draw",
+    "judge_answers",
+    "own_answers",
+    "read_answers",
+]
 
-_BINS = 5
+#: Of the bins of a reader's diagram.
+BIN_EDGES = np.linspace(0, 1, 6)
 _READERS = 4000  # drawn to see what chance does
 _WAIT = 20  # s for another notebook to finish writing
 
@@ -147,10 +158,12 @@ def read_answers(path: Path) -> dict[str, Answer]:
         ValueError: a damaged file.
     """
     try:
-        answers = {str(id): Answer(**entry) for id, entry in read_json(path).items()}
+        content = read_json(path)
     except FileNotFoundError:
         return {}
-    except (ValueError, TypeError, AttributeError) as error:
+    try:
+        answers = {str(id): Answer(**entry) for id, entry in content.items()}
+    except (TypeError, AttributeError) as error:
         raise ValueError(f"{path}: cannot be read ({error}), expected a file of predictions") from error
     for answer in answers.values():
         sure = answer.confidence
@@ -274,9 +287,9 @@ def judge_answers(readers: Sequence[dict[str, Answer]]) -> Calibration:
     chance = float(np.quantile(np.abs(confidence.mean() - perfect.mean(1)), 0.95))
     # P(right) is the probability of class 0.
     probs = torch.from_numpy(np.stack([confidence, 1 - confidence], axis=1))
-    reliability = CalibrationBins(2, _BINS).update(probs, torch.from_numpy(1 - hits).long()).reliability(0)
-    place = np.searchsorted(reliability.edges[1:-1], confidence)
-    chance_bins = np.full((2, _BINS), np.nan)
+    reliability = CalibrationBins(2, len(BIN_EDGES) - 1).update(probs, torch.from_numpy(1 - hits).long()).reliability(0)
+    place = np.searchsorted(BIN_EDGES[1:-1], confidence)
+    chance_bins = np.full((2, len(BIN_EDGES) - 1), np.nan)
     for number in np.unique(place):
         chance_bins[:, number] = np.quantile(perfect[:, place == number].mean(1), (0.05, 0.95))
     brier = float(np.mean((confidence - hits) ** 2))
@@ -284,21 +297,23 @@ def judge_answers(readers: Sequence[dict[str, Answer]]) -> Calibration:
     return Calibration(len(hits), reliability, brier, *means, interval, chance, chance_bins)
 
 
-def draw(calibration: Calibration, title: str) -> Figure:
+def draw(calibration: Calibration, title: str, data: str) -> Figure:
     """The reliability diagram of a reader or a class, with what perfect calibration shows by chance.
 
     Args:
         calibration: from :func:`judge_answers`.
         title: above the diagram.
+        data: whose answers these are.
     """
-    figure, ((axes,),) = plots.new_figure(1, 1, width=5.2, height=4.6)
+    figure, ((axes,),) = plots.new_figure(1, 1, width=5.2, height=4.8, data=data)
     reliability = calibration.reliability
     filled = reliability.count > 0
     low, high = calibration.chance_bins[:, filled]
     where = reliability.confidence[filled]
-    axes.plot([0, 1], [0, 1], color="0.3", linestyle="--", linewidth=1, label="perfectly calibrated")
-    axes.vlines(where, low, high, color="0.8", linewidth=14, label="90 % of perfectly calibrated readers")
-    axes.plot(where, reliability.accuracy[filled], "o", color="black", markersize=8, label="you")
+    colours = plots.COLOURS
+    axes.plot([0, 1], [0, 1], color=colours["guide"], linestyle="--", linewidth=1, label="perfectly calibrated")
+    axes.vlines(where, low, high, color=colours["chance"], linewidth=14, label="90 % of perfectly calibrated readers")
+    axes.plot(where, reliability.accuracy[filled], "o", color=colours["claimed"], markersize=8, label="you")
     for x, y, count in zip(where, reliability.accuracy[filled], reliability.count[filled], strict=True):
         axes.annotate(f"{count}", (x, y), textcoords="offset points", xytext=(9, -4), fontsize=9)
     axes.set(xlim=(0, 1.02), ylim=(-0.03, 1.03), aspect="equal", title=title)

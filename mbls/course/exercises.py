@@ -28,6 +28,7 @@ from mbls.constraints import confidence_at_margin, logit_distances, margin_calib
 from mbls.data.home import recorded
 from mbls.losses import MbLSLoss
 from mbls.metrics import average_over_volumes, expected_calibration_error
+from mbls.statistics import conformal_quantile
 
 __all__ = [
     "Feedback",
@@ -37,6 +38,7 @@ __all__ = [
     "exercise_1_1",
     "exercise_1_2",
     "exercise_1_3",
+    "exercise_1_4",
     "exercise_2_1",
     "exercise_2_2",
     "exercise_2_3",
@@ -46,11 +48,18 @@ __all__ = [
     "exercise_4_1",
     "exercise_4_2",
     "exercise_4_3",
+    "exercise_4_4",
     "exercise_5_1",
     "exercise_5_2",
     "exercise_5_3",
     "exercise_6_1",
     "exercise_6_2",
+    "exercise_6_3",
+    "exercise_7_1",
+    "exercise_7_2",
+    "exercise_7_3",
+    "exercise_8_1",
+    "exercise_8_2",
 ]
 
 
@@ -163,18 +172,22 @@ def exercise_0_1(answer: Any) -> Feedback:
 
 
 def exercise_0_2(answer: Any) -> Feedback:
-    """Confidence of a voxel exactly on the margin m = 5 with K = 2 classes."""
+    """How many times as many errors as announced: confidence 0.99, 3400 of 4000 right."""
     hints = {
-        confidence_at_margin(5, 4): "that is for four classes. With two there is only one other class to share with.",
-        math.exp(-5): "exp(-5) is how much less the loser has than the winner; the two must sum to 1.",
+        600.0: "that is how many errors it makes. How many did it announce?",
+        40.0: "that is how many errors it announced, 1 % of 4,000. How many did it make?",
+        0.14: "that is the gap of confidence and accuracy. Count errors: those made over those announced.",
+        560.0: "that is how many more. How many times as many?",
+        40 / 600: "that is the announced over the made; turn it over.",
     }
     return _number(
         answer,
-        confidence_at_margin(5, 2),
-        5e-4,
-        "Yes: 1 / (1 + exp(-5)) = 0.993.",
+        15,
+        0.02,
+        "Yes: it announced 1 % of 4,000, which is 40, and made 600. 99 against 85 % sounds close; in errors it is 15 "
+        "times.",
         hints,
-        "Use 1 / (1 + (K - 1) exp(-m)).",
+        "Announced: 1 % of 4,000. Made: 4,000 - 3,400.",
     )
 
 
@@ -254,6 +267,21 @@ def exercise_1_3(answer: Any) -> Feedback:
         "And this for every bin, if neighbouring voxels were independent, which they are not."
     )
     return _number(answer, 900, 1, praise, hints, "Solve sqrt(p (1 - p) / n) = 0.01 for n.")
+
+
+def exercise_1_4(answer: Any) -> Feedback:
+    """Standard error of the accuracy of 40,000 voxels, 0.9 of them right, in patches of 25 that err together."""
+    independent = math.sqrt(0.9 * 0.1 / 40_000)
+    hints = {
+        independent: "that is for 40,000 independent voxels. Here 25 of them count as one.",
+        25 * independent: "the error grows with the root of the patch: sqrt(25) times, not 25 times.",
+        0.3: "that is the deviation of a single voxel; an average over n of them has 1 / sqrt(n) of it.",
+    }
+    praise = (
+        "Yes: 40,000 / 25 = 1,600 patches, and sqrt(0.9 · 0.1 / 1600) = 0.0075, five times what independent voxels "
+        "would give."
+    )
+    return _number(answer, 0.0075, 2e-4, praise, hints, "How many patches are there? Each counts as one voxel.")
 
 
 # 02 Cross-entropy is overconfident
@@ -401,32 +429,34 @@ def exercise_4_1(answer: Any) -> Feedback:
 
 
 def exercise_4_2(answer: Any) -> Feedback:
-    """Gradient of the linear penalty mean_k d_k in the winner's logit, K = 4, all other distances 0.01."""
+    """Gradient of the linear penalty mean_k d_k in the winner's logit, K = 10, all other distances 0.01."""
     hints = {
         0.01: "the penalty is linear: its slope is the same at 0.01 as at 10.",
-        0.0075: "that is the penalty's value. Its slope does not depend on how small d is.",
-        3.0: "the sum over classes has slope K - 1 = 3; the mean divides by K.",
-        -0.75: "the sign: raising the winner's logit raises all other distances.",
-        0.25: "the winner's logit stands in K - 1 distances, not in one.",
+        0.009: "that is the penalty's value. Its slope does not depend on how small d is.",
+        9.0: "the sum over classes has slope K - 1 = 9; the mean divides by K.",
+        -0.9: "the sign: raising the winner's logit raises all other distances.",
+        0.1: "the winner's logit stands in K - 1 distances, not in one.",
+        0.75: "that is for K = 4.",
     }
-    praise = "Yes: (K - 1) / K = 0.75, at any distance. An equality constraint never says 'good enough'."
-    return _number(answer, 0.75, 1e-3, praise, hints, "The winner's logit stands in all K - 1 other distances.")
+    praise = "Yes: (K - 1) / K = 0.9, at any distance. An equality constraint never says 'good enough'."
+    return _number(answer, 0.9, 5e-4, praise, hints, "The winner's logit stands in all K - 1 other distances.")
 
 
 def exercise_4_3(answer: Any) -> Feedback:
-    """Distance at which LS with alpha = 0.1 ends for a voxel whose label is certain, K = 4."""
-    expected = math.log(0.925 / 0.025)
+    """Distance at which LS with alpha = 0.3 ends for a voxel whose label is certain, K = 10."""
+    expected = math.log(0.73 / 0.03)
     hints = {
         math.inf: "that is cross-entropy. The smoothed target gives every class at least alpha / K.",
         math.log(
-            0.9 / 0.1
-        ): "alpha is shared by all K classes, the labelled one included: q = (0.925, 0.025, 0.025, 0.025).",
+            0.7 / 0.3
+        ): "alpha is shared by all K classes, the labelled one included: the target is 0.73, and nine times 0.03.",
         math.log(
-            0.9 / (0.1 / 3)
-        ): "here alpha is shared by all K classes, the labelled one included: it keeps 0.925, not 0.9.",
+            0.7 / (0.3 / 9)
+        ): "here alpha is shared by all K classes, the labelled one included: it keeps 0.73, not 0.7.",
+        math.log(0.925 / 0.025): "that is for alpha = 0.1 and K = 4.",
         0.0: "d = 0 is where the penalty alone would end; cross-entropy pulls the other way.",
     }
-    praise = "Yes: s = q = (0.925, 0.025, 0.025, 0.025), so d = log(0.925 / 0.025) = 3.61."
+    praise = "Yes: s is the target, 0.73 and nine times 0.03, so d = log(0.73 / 0.03) = 3.19."
     return _number(
         answer,
         expected,
@@ -435,6 +465,20 @@ def exercise_4_3(answer: Any) -> Feedback:
         hints,
         "LS is cross-entropy with smoothed labels: it ends where s is that label.",
     )
+
+
+def exercise_4_4(answer: Any) -> Feedback:
+    """The smallest margin that leaves a voxel with q = (0.9, 0.05, 0.05) as it is."""
+    hints = {
+        math.log(9): "that is log(0.9 / 0.1). Each of the two losers has 0.05.",
+        math.log(27): "that is for three losers that share 0.1; here there are two.",
+        math.log(28): "that is where a certain voxel ends (for lambda = 0.1), whatever the margin. This one is not.",
+        18.0: "that is the ratio of the probabilities; a distance is its logarithm.",
+        0.9: "that is the probability. A margin is a distance of logits.",
+    }
+    praise = "Yes: d = log(0.9 / 0.05) = log 18 = 2.89. With this margin or a larger one no class is beyond it."
+    hint = "Cross-entropy alone would end at s = q. How far are the logits apart there?"
+    return _number(answer, math.log(18), 0.02, praise, hints, hint)
 
 
 # 05 Margin explorer
@@ -478,19 +522,23 @@ def exercise_5_2(answer: Any) -> Feedback:
 
 
 def exercise_5_3(answer: Any) -> Feedback:
-    """The smallest margin that no voxel with a certain label passes, for alpha = 0.1, K = 4."""
-    certain = margin_calibration_map(torch.tensor([[1.0, 0, 0, 0]]), 0.0, 0.1)[0]
-    expected = float((certain[0] / certain[1]).log())
+    """The smallest margin that no voxel with a certain label passes, for alpha = 0.3, K = 4."""
+    certain = torch.tensor([[1.0, 0, 0, 0]])
+    ends = {alpha: margin_calibration_map(certain, 0.0, alpha)[0].log() for alpha in (0.1, 0.3)}
+    expected, of_tenth = (float(ends[alpha][0] - ends[alpha][1]) for alpha in (0.3, 0.1))
     hints = {
         0.0: "with m = 0 descent does not end at d = 0: cross-entropy pulls until the forces balance.",
-        3.0: "try margin 3 and certainty 1 in the first explorer: where does the star lie?",
+        of_tenth: "that is for a weight of 0.1. Does a stronger hand need a larger or a smaller margin?",
+        3.0: "try margin 3 and weight 0.3 in the first explorer: does the star move if the margin is smaller?",
+        math.log(10 / 3): "a loser ends at lambda / K = 0.075, with K = 4.",
+        math.log(1 / 0.075): "the winner's probability is not 1 there: the three losers hold 0.225 of it.",
     }
     praise = (
-        "Yes, about 3.6: there cross-entropy's pull has fallen to alpha / K = 0.025, "
+        f"Yes, about {expected:.2f}: there cross-entropy's pull has fallen to alpha / K = 0.075, "
         "the most that the penalty can hold."
     )
     return _number(
-        answer, expected, 0.15, praise, hints, "Look for the margin from which on the star sits on the dashed line."
+        answer, expected, 0.1, praise, hints, "Look for the margin from which on the star sits on the dashed line."
     )
 
 
@@ -539,3 +587,106 @@ def exercise_6_2(answer: Any) -> Feedback:
 def _mean_by_loss(table: pd.DataFrame, column: str) -> dict[str, float]:
     """The mean of a column over each loss's runs, in the table's order."""
     return table.groupby("loss", sort=False)[column].agg("mean").to_dict()
+
+
+def exercise_6_3(answer: Any) -> Feedback:
+    """The margin to begin with, of 3, 6 and 25, where CE ends at distances from 5 to 24, 16 on average."""
+    hints = {
+        3.0: "below 3.6 the penalty cannot hold a certain voxel: it acts as label smoothing does (notebook 04).",
+        25.0: "no distance gets there, so the penalty is zero everywhere: that is cross-entropy.",
+        16.0: "at the mean distance half of the penalty's work is gone; and it is none of the three.",
+    }
+    praise = "Yes: well below where CE ends, and above 3.6, from where on a margin is a wall."
+    return _number(answer, 6.0, 1e-3, praise, hints, "It has to lie below CE's distances, and above 3.6.")
+
+
+# 07 Judging calibration
+
+
+def exercise_7_1(answer: Any) -> Feedback:
+    """Two patients whose voxels all claim 0.8; right in 90 % and in 70 %. Mean of their ECEs minus the pooled ECE."""
+    hints = {
+        0.0: "pooled they are right in 80 %, as claimed. But how far off is each of the two for itself?",
+        -0.1: "right size, wrong sign: pooling makes the error smaller.",
+        0.2: "that is the sum of the two errors; take their mean.",
+    }
+    praise = "Yes: each is off by 0.1, and pooled they are right in 80 %, as claimed: 0.1 - 0 = 0.1."
+    return _number(answer, 0.1, 1e-6, praise, hints, "Compare 0.8 with 0.9, with 0.7, and with their mean.")
+
+
+def exercise_7_2(answer: Any) -> Feedback:
+    """A function pooled_ece(count, confidence, hits) of sums by patient and bin, each (patients, bins)."""
+    generator = np.random.default_rng(3)
+    count = generator.integers(1, 100, (3, 4)) * np.array([[1], [1], [50]])
+    confidence = count * generator.random((3, 4))
+    hits = np.floor(count * generator.random((3, 4)))
+    pooled = float(np.abs(confidence.sum(0) - hits.sum(0)).sum() / count.sum())
+    of_each = np.abs(confidence - hits).sum(1) / count.sum(1)
+
+    def judge(got: Any) -> Feedback:
+        expected = torch.tensor(pooled, dtype=torch.float64)
+        if _equal(got, expected):
+            return _right(f"Yes: {pooled:.3f}; the mean of the patients' own is {of_each.mean():.3f}.")
+        if _equal(got, torch.tensor(of_each.mean())):
+            return _wrong(
+                "That is the mean of the patients' own ECEs. Pooled means: add the patients up, then compare."
+            )
+        if _equal(got, torch.tensor(np.abs(confidence - hits).sum() / count.sum())):
+            return _wrong("The absolute value is taken before the patients are added up, so that nothing can cancel.")
+        if _equal(got, torch.tensor(np.abs(confidence.sum(0) - hits.sum(0)).sum())):
+            return _wrong("Divide by the number of all voxels.")
+        return _wrong(
+            _misformed(got, expected)
+            or f"{float(got):.3f} instead of {pooled:.3f}: add the patients up, then the gap of each bin by its share."
+        )
+
+    return _code(answer, judge, count, confidence, hits)
+
+
+def exercise_7_3(answer: Any) -> Feedback:
+    """Voxels, in millions, that a float32 counter loses of the 95 % of 512 x 512 x 400 that lie in one bin."""
+    held, voxels = 2**24 / 1e6, 0.95 * 512 * 512 * 400 / 1e6
+    hints = {
+        held: "that is where the counter stops. How many does it lose?",
+        voxels: "that is how many there are in the bin. The counter keeps the first 16.8 million of them.",
+        voxels / 0.95 - held: "only 95 % of the voxels lie in that bin.",
+    }
+    praise = f"Yes: {voxels:.1f} million are in the bin, and the counter stops at {held:.1f} million."
+    return _number(answer, voxels - held, 0.5, praise, hints, "The counter stops at 2^24.")
+
+
+# 08 Your own predictions
+
+
+def exercise_8_1(answer: Any) -> Feedback:
+    """Half the width of the naive 95 % interval of a volume: 2000 independent voxels of probability 0.9."""
+    expected = 1.96 * math.sqrt(2000 * 0.9 * 0.1)
+    hints = {
+        math.sqrt(180): "that is one standard deviation; a 95 % interval reaches 1.96 of them.",
+        180.0: "that is the variance, sum of p (1 - p). Take the root.",
+        2 * expected: "that is the whole width.",
+        200.0: "that is the expected number of voxels that are no structure, not how much it scatters.",
+    }
+    praise = "Yes: 1.96 · sqrt(2000 · 0.9 · 0.1) = 26 voxels of an expected 1800. No contour is that good."
+    return _number(answer, expected, 0.5, praise, hints, "The variance of a voxel is p (1 - p), and variances add up.")
+
+
+def exercise_8_2(answer: Any) -> Feedback:
+    """A function of absolute errors and a level: the ceil((n + 1) level)-th smallest error."""
+    errors = [3.0, 1.0, 6.0, 2.0, 9.0, 2.0, 4.0, 3.0, 5.0]
+    expected = conformal_quantile(errors, 0.8)
+
+    def judge(got: Any) -> Feedback:
+        if _equal(got, torch.tensor(expected, dtype=torch.float64)):
+            return _right(f"Yes: of nine errors the 8th smallest, {expected:g}.")
+        if _equal(got, torch.tensor(5.0)):
+            return _wrong("That is the seventh: the formula has n + 1, which allows for the new case.")
+        if _equal(got, torch.tensor(9.0)):
+            return _wrong("That is the largest: Python counts places from 0.")
+        if _equal(got, torch.tensor(3.0)):
+            return _wrong("The errors have to be sorted first.")
+        return _wrong(
+            _misformed(got, torch.tensor(expected)) or f"{float(got):g} instead of {expected:g} for {errors}."
+        )
+
+    return _code(answer, judge, errors, 0.8)

@@ -10,7 +10,6 @@ kernel is idle and then sends only the latest position.
 
 from __future__ import annotations
 
-import base64
 import html
 import io
 from typing import Any, ClassVar
@@ -18,7 +17,9 @@ from typing import Any, ClassVar
 import numpy as np
 from matplotlib.artist import Artist
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 from matplotlib.image import imsave
+from PIL import Image
 
 try:
     import ipywidgets
@@ -26,19 +27,18 @@ try:
 except ImportError as error:
     raise ImportError("the explorers need ipywidgets and traitlets: pip install 'mbls[course]'") from error
 
-from mbls.plots import new_figure
+from mbls.plots import DPI, SHOWN_DPI, Picture, new_figure
 
 __all__ = ["Explorer"]
-
-_DPI = 80
 
 
 class Explorer(HasTraits):
     """State in traits, numbers computed from it, a view that follows.
 
     A subclass declares traits with ``.tag(label=...)`` (and ``step=...`` for numbers), and says with
-    ``panels``, ``size`` and ``alt`` what its figure is. Then it defines
+    ``panels``, ``size`` and ``alt`` what its figure is, and with ``static`` which traits matter most. Then it defines
 
+    - ``new_figure()``: only where its axes are not a plain grid;
     - ``compute()``: the numbers of the present state, nothing drawn and nothing changed;
     - ``draw(axes)``: makes all artists, once, with fixed limits, and returns those that move;
     - ``update(numbers)``: moves them;
@@ -63,16 +63,20 @@ class Explorer(HasTraits):
     panels: ClassVar[tuple[int, int]] = (1, 2)  # rows, columns
     size: ClassVar[tuple[float, float]] = (9.0, 3.4)  # inches
     alt: ClassVar[str] = ""
+    #: One or two traits that a page without a kernel lets its reader change.
+    static: ClassVar[tuple[str, ...]] = ()
+    #: What the picture shows, for :func:`mbls.plots.new_figure`; None: a formula.
+    data: str | None = None
 
     def __init__(self, **state: Any) -> None:
         unknown = sorted(set(state) - set(self.state_names))
         if unknown:
             raise ValueError(f"state: got {', '.join(unknown)}, expected some of {', '.join(self.state_names)}")
         super().__init__(**state)
-        self._figure, axes = new_figure(*self.panels, *self.size)
-        self._figure.set_dpi(_DPI)
+        self._figure, axes = self.new_figure()
+        self._figure.set_dpi(DPI)
         self._canvas = FigureCanvasAgg(self._figure)
-        self._moving = sorted(self.draw(axes.ravel()), key=lambda artist: artist.get_zorder())
+        self._moving = sorted(self.draw(axes), key=lambda artist: artist.get_zorder())
         self.numbers = self.compute()
         self.update(self.numbers)
         # The layout and all fixed artists are drawn once; an update draws only the moving ones, which is much faster.
@@ -82,7 +86,7 @@ class Explorer(HasTraits):
             artist.set_animated(True)
         self._canvas.draw()
         self._background = self._canvas.copy_from_bbox(self._figure.bbox)
-        width = f"{int(self.size[0] * _DPI)}px"
+        width = f"{int(self.size[0] * SHOWN_DPI)}px"
         self.image = ipywidgets.Image(format="png", layout=ipywidgets.Layout(width=width, max_width="100%"))
         self.readout = ipywidgets.HTML()
         self.controls = {name: self._control(name) for name in self.state_names}
@@ -105,6 +109,11 @@ class Explorer(HasTraits):
     def state(self) -> dict[str, Any]:
         """The present state, by name."""
         return {name: getattr(self, name) for name in self.state_names}
+
+    def new_figure(self) -> tuple[Figure, np.ndarray]:
+        """The figure and its axes, row by row."""
+        figure, axes = new_figure(*self.panels, *self.size, data=self.data)
+        return figure, axes.ravel()
 
     def compute(self) -> Any:
         """The numbers of the present state; draws and changes nothing."""
@@ -159,6 +168,10 @@ class Explorer(HasTraits):
         """
         return []
 
+    def without_effect(self) -> set[str]:
+        """Names of the state that the present picture does not depend on; their controls are greyed out."""
+        return set()
+
     def _control(self, name: str) -> ipywidgets.Widget:
         trait = self.traits()[name]
         value = getattr(self, name)
@@ -185,6 +198,9 @@ class Explorer(HasTraits):
         picture = io.BytesIO()
         imsave(picture, np.asarray(self._canvas.buffer_rgba()), format="png", pil_kwargs={"compress_level": 1})
         self.image.value = picture.getvalue()
+        idle = self.without_effect()
+        for name, control in self.controls.items():
+            control.set_trait("disabled", name in idle)
         text = html.escape(self.describe(self.numbers))
         self.readout.value = f'<div role="status" aria-live="polite" class="mbls-readout">{text}</div>'
 
@@ -192,9 +208,13 @@ class Explorer(HasTraits):
         state = ", ".join(f"{name}={value!r}" for name, value in self.state.items())
         return f"{type(self).__name__}({state}): {self.describe(self.numbers)}"
 
-    def _repr_mimebundle_(self, **options: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    def _repr_mimebundle_(self, **options: Any) -> dict[str, Any]:
         """The live view; beside it the picture and the text, for readers without a kernel."""
-        data: dict[str, Any] = dict(self.view._repr_mimebundle_(**options) or {})
-        data["image/png"] = base64.b64encode(self.png).decode()
-        data["text/plain"] = repr(self)
-        return data, {"image/png": {"alt": f"{self.alt} {self.describe(self.numbers)}"}}
+        live: dict[str, Any] = dict(self.view._repr_mimebundle_(**options) or {})
+        alt = f"{self.alt} {self.describe(self.numbers)}"
+        content = io.BytesIO()
+        Image.open(io.BytesIO(self.png)).convert("RGB").save(content, "webp", quality=90)
+        picture = Picture(alt, "image/webp", content.getvalue(), round(self.size[0] * SHOWN_DPI))
+        # The class is what the site looks for.
+        shown = picture.html.replace("<img ", '<img class="mbls-explorer" ', 1)
+        return {**live, "text/html": shown, "text/plain": repr(self)}

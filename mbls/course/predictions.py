@@ -11,7 +11,9 @@ Example:
 
 from __future__ import annotations
 
+import dataclasses
 import html
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -21,8 +23,8 @@ try:
 except ImportError as error:
     raise ImportError("predictions need ipywidgets: pip install 'mbls[course]'") from error
 
-from mbls.course.answers import Answer, Question, change_answer, draw, judge_answers, own_answers
-from mbls.plots import show
+from mbls import plots
+from mbls.course.answers import BIN_EDGES, Answer, Question, change_answer, draw, judge_answers, own_answers
 
 __all__ = ["Form", "Reveal", "ask", "my_predictions", "reveal"]
 
@@ -31,7 +33,6 @@ _FEWEST = 5
 
 _WIDE = {"width": "auto", "max_width": "700px"}
 _BOX = "border-left: 4px solid {colour}; padding: 2px 12px; margin: 4px 0; max-width: 760px; line-height: 1.5"
-_BLUE, _GREEN, _RED = "#0072B2", "#009E73", "#D55E00"
 
 
 class _Shown:
@@ -66,12 +67,15 @@ class Form(_Shown):
         named = f"<b>Predict first {question.id}.</b> {html.escape(question.text)}"
         if question.options:
             items = "".join(f"<li>{html.escape(option)}</li>" for option in question.options)
-            self.static = _box(_BLUE, f"{named}<ul>{items}</ul><i>Run this cell to answer.</i>")
+            self.static = f"{named}<ul>{items}</ul><i>Run this cell to answer.</i>"
             self.field = ipywidgets.RadioButtons(options=question.options, value=None, layout=_WIDE)
         else:
             wanted = question.wording.removeprefix(question.text).strip()
-            self.static = _box(_BLUE, f"{named} {html.escape(wanted)}<br><i>Run this cell to answer.</i>")
+            self.static = f"{named} {html.escape(wanted)}<br><i>Run this cell to answer.</i>"
             self.field = ipywidgets.Text(placeholder="a number", layout={"width": "140px"})
+        self.static = _box(
+            plots.COLOURS["now"], self.static, "mbls-ask", {**dataclasses.asdict(question), "wording": question.wording}
+        )
         low = round(100 * question.lowest_confidence)
         self.sure = ipywidgets.IntSlider(
             value=low or 50,
@@ -91,7 +95,7 @@ class Form(_Shown):
         guess = f"%  ({low} %: a blind guess)" if question.options else "%  (that it lies within)"
         self.view = ipywidgets.VBox(
             [
-                ipywidgets.HTMLMath(_box(_BLUE, named)),
+                ipywidgets.HTMLMath(_box(plots.COLOURS["now"], named)),
                 ipywidgets.HBox([self.field, ipywidgets.Label(unit)]),
                 ipywidgets.HBox([self.sure, ipywidgets.Label(guess)]),
                 ipywidgets.HBox([self.button, self.message]),
@@ -160,10 +164,14 @@ class Reveal(_Shown):
         self._text = f"Answer to {question.id}: {question.said(truth)}. {why}"
         answer = f"<b>Answer to {question.id}: {html.escape(question.said(truth))}.</b> {html.escape(why)}"
         # JupyterLab shows the first line of a folded output.
-        self.static = f"<!-- The answer: run this cell. -->\n{_box(_BLUE, answer)}"
-        colour, compared = _BLUE, "You made no prediction here. That is fine; this question does not count."
+        told = {"id": question.id, "question": question.wording, "truth": truth}
+        self.static = f"<!-- The answer: run this cell. -->\n{_box(plots.COLOURS['now'], answer, 'mbls-reveal', told)}"
+        colour, compared = (
+            plots.COLOURS["now"],
+            "You made no prediction here. That is fine; this question does not count.",
+        )
         if stored.answer is not None:
-            colour = _GREEN if stored.right else _RED
+            colour = plots.COLOURS["margin" if stored.right else "penalised"]
             said = f"You said {question.said(stored.answer)} and were {100 * (stored.confidence or 0):.0f} % sure"
             compared = f"✓ {said}: right." if stored.right else f"✗ {said}: not this time."
         compared = f'<div class="mbls-compared">{html.escape(compared)}</div>'
@@ -253,21 +261,30 @@ def reveal(id: str, truth: str | float, why: str) -> Reveal:
     return Reveal(question, stored, value, why)
 
 
+class _NotYet:
+    """In the place of a reader's diagram; a page without a kernel draws it there from what is kept in the browser."""
+
+    def __repr__(self) -> str:
+        return f"Your own reliability diagram stands here once {_FEWEST} of your predictions have been revealed."
+
+    def _repr_html_(self) -> str:
+        return _box(plots.COLOURS["now"], repr(self), "mbls-mine", {"fewest": _FEWEST, "edges": BIN_EDGES.tolist()})
+
+
 def my_predictions() -> Any:
     """The reader's own reliability diagram, with a sentence on it.
 
     Returns:
-        The picture; None, and a line says why, where fewer than five predictions have been revealed.
+        The picture; a line that says why there is none where fewer than five predictions have been revealed.
     """
     answers = own_answers()
     count = sum(answer.right is not None for answer in answers.values())
     if count < _FEWEST:
-        print(f"Your own reliability diagram stands here once {_FEWEST} of your predictions have been revealed.")
-        return None
+        return _NotYet()
     calibration = judge_answers([answers])
     text = calibration.describe("You were")
     print(text)
-    return show(draw(calibration, "Your own predictions"), text)
+    return plots.show(draw(calibration, "Your own predictions", f"your answers to {calibration.count} questions"), text)
 
 
 def _stands(old: Answer, question: Question) -> bool:
@@ -275,5 +292,7 @@ def _stands(old: Answer, question: Question) -> bool:
     return old.revealed and old.question == question.wording
 
 
-def _box(colour: str, text: str) -> str:
-    return f'<div style="{_BOX.format(colour=colour)}">{text}</div>'
+def _box(colour: str, text: str, kind: str = "", data: Any = None) -> str:
+    """A box of HTML; kind and data are for pages that let their readers answer without a kernel."""
+    named = f' class="{kind}" data-mbls="{html.escape(json.dumps(data))}"' if kind else ""
+    return f'<div{named} style="{_BOX.format(colour=colour)}">{text}</div>'

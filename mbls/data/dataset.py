@@ -178,10 +178,10 @@ def read_split(path: str | Path, dataset: Dataset) -> Split:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"split: got {path}, expected a JSON file with the subjects of train, val and test")
+    content = read_json(path)
     try:
-        content = read_json(path)
         named = [[str(name) for name in content[part]] for part in Split._fields]
-    except (ValueError, KeyError, TypeError) as error:
+    except (KeyError, TypeError) as error:
         raise ValueError(
             f'{path}: cannot be read as a split ({error!r}), expected lists "train", "val" and "test"'
         ) from error

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from nibabel.openers import ImageOpener
 from mbls.data.dataset import Volume
 from mbls.files import MAX_BYTES
 
-__all__ = ["read_pair"]
+__all__ = ["check_same_grid", "open_nifti", "read_nifti", "read_pair", "spacing_of"]
 
 #: By how much two affines of one case may differ, in mm.
 _SAME_GRID = 1e-3
@@ -46,7 +47,7 @@ def read_pair(
             that is not known.
     """
     channels = len(images) if channels is None else channels
-    parts = [_read(path) for path in images]
+    parts = [read_nifti(path) for path in images]
     if channels > 1 and len(parts) == 1:
         array, spatial = parts[0]
         if array.ndim != 4 or array.shape[-1] != channels:
@@ -70,7 +71,7 @@ def read_pair(
         raise ValueError(
             f"{images[0]}: got {np.count_nonzero(~np.isfinite(image))} NaN or infinite intensities, expected none"
         )
-    classes, header = _read(labels)
+    classes, header = read_nifti(labels)
     _check_grid(labels, classes.shape, header, images[0], shape, spatial)
     allowed = [*range(num_classes), *([] if ignore_label is None else [ignore_label])]
     wrong = ~np.isin(classes, allowed)
@@ -80,17 +81,39 @@ def read_pair(
         raise ValueError(
             f"{labels}: got label {first} ({np.count_nonzero(wrong)} voxels), expected 0..{num_classes - 1}{also}"
         )
-    return Volume(image, classes.astype(np.uint8), _spacing(spatial, len(shape)), None)
+    return Volume(image, classes.astype(np.uint8), spacing_of(spatial, len(shape)), None)
 
 
-def _read(path: Path) -> tuple[np.ndarray, Any]:
-    """The array and the image that it came from, which knows the grid."""
+def read_nifti(path: Path) -> tuple[np.ndarray, Any]:
+    """The array of a NIfTI file and the image that it came from, which knows the grid; of any number of dimensions.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: as :func:`read_pair`.
+    """
+    volume = open_nifti(path)
+    with _told(path):
+        return np.asarray(volume.dataobj), volume
+
+
+def open_nifti(path: Path) -> Any:
+    """The image of a NIfTI file: its grid is known, its voxels are still on the disk.
+
+    Raises:
+        FileNotFoundError, ValueError: as :func:`read_nifti`.
+    """
     if not path.is_file():
         raise FileNotFoundError(f"{path}: missing, expected a NIfTI volume")
-    try:
+    with _told(path):
         _check_header(path)
-        volume: Any = nib.load(path)  # its declared type is a base class without dataobj
-        return np.asarray(volume.dataobj), volume
+        return nib.load(path)
+
+
+@contextlib.contextmanager
+def _told(path: Path) -> Iterator[None]:
+    """What is wrong with a file, with its name."""
+    try:
+        yield
     except PermissionError:
         raise
     except _WrongHeader as error:
@@ -137,6 +160,11 @@ def _check_grid(
 ) -> None:
     if shape != image_shape:
         raise ValueError(f"{path}: got shape {shape}, expected {image_shape} as in {image_path.name}")
+    check_same_grid(path, volume, image_path, image)
+
+
+def check_same_grid(path: Path, volume: Any, image_path: Path, image: Any) -> None:
+    """Raise ValueError where the affines of two NIfTI files differ by more than a thousandth of a millimetre."""
     off = np.abs(volume.affine - image.affine).max()
     if not off <= _SAME_GRID:  # NaN is no grid either
         raise ValueError(
@@ -145,7 +173,8 @@ def _check_grid(
         )
 
 
-def _spacing(volume: Any, dims: int) -> tuple[float, ...] | None:
+def spacing_of(volume: Any, dims: int) -> tuple[float, ...] | None:
+    """Millimetres along the first ``dims`` axes; None where the header names no unit and all sizes are 1."""
     zooms = tuple(float(size) for size in volume.header.get_zooms()[:dims])
     unknown = volume.header.get_xyzt_units()[0] == "unknown" and set(zooms) == {1.0}
     return None if unknown else zooms

@@ -19,7 +19,7 @@ from mbls.data.dataset import Case, Dataset
 from mbls.data.nifti import read_pair
 from mbls.files import read_json
 
-__all__ = ["DESCRIPTION", "scan_nnunet"]
+__all__ = ["DESCRIPTION", "read_classes", "scan_nnunet", "subject_of"]
 
 #: The file that marks the layout.
 DESCRIPTION = "dataset.json"
@@ -52,7 +52,6 @@ def scan_nnunet(root: str | Path, subject: str | None = None) -> tuple[Dataset, 
     if not labels:
         raise FileNotFoundError(f"{root / 'labelsTr'}: got no file CASE.nii.gz or CASE.nii, expected the labels")
     images = _files(root / "imagesTr")
-    pattern = _compiled(subject)
     cases, problems = [], {}
     for name, label_path in labels.items():
         found = _images_of(name, images, len(channels))
@@ -63,7 +62,7 @@ def scan_nnunet(root: str | Path, subject: str | None = None) -> tuple[Dataset, 
             )
             continue
         read = functools.partial(read_pair, found, label_path, len(class_names), ignore_label, len(channels))
-        cases.append(Case(name, _subject(name, pattern), read))
+        cases.append(Case(name, subject_of(name, subject), read))
     for name in images:
         if name not in labels and re.sub(r"_\d{4}$", "", name) not in labels:
             problems[name] = FileNotFoundError(f"{root / 'labelsTr' / name}: missing, expected the labels of {name}")
@@ -71,6 +70,16 @@ def scan_nnunet(root: str | Path, subject: str | None = None) -> tuple[Dataset, 
     cases.sort(key=lambda case: (case.subject, case.id))
     title = str(content.get("name") or root.resolve().name)
     return Dataset(title, class_names, tuple(cases), channels, ignore_label), problems
+
+
+def read_classes(path: Path) -> tuple[str, tuple[str, ...], int | None]:
+    """The name, the class names by label and the ignore label (None without) that a dataset.json gives.
+
+    Raises:
+        FileNotFoundError, ValueError: as :func:`scan_nnunet`.
+    """
+    content = _read_json(path)
+    return str(content.get("name") or path.resolve().parent.name), *_classes(path, content)
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -160,18 +169,28 @@ def _images_of(name: str, images: Mapping[str, Path], channels: int) -> list[Pat
     return [images[name]] if name in images else None
 
 
-def _compiled(subject: str | None) -> re.Pattern[str] | None:
-    try:
-        return None if subject is None else re.compile(subject)
-    except re.error as error:
-        raise ValueError(f"subject: got {subject!r}, expected a regular expression ({error})") from error
+def subject_of(case: str, pattern: str | None) -> str:
+    """The subject of a case: what a regular expression finds in the id, its first group if it has one.
 
+    Args:
+        case: the id.
+        pattern: None: the id is the subject.
 
-def _subject(name: str, pattern: re.Pattern[str] | None) -> str:
+    Raises:
+        ValueError: not a regular expression, or one that finds nothing.
+
+    Example:
+        >>> subject_of("anna_visit2", "(.*)_visit")
+        'anna'
+    """
     if pattern is None:
-        return name
-    match = pattern.search(name)
-    found = None if match is None else match[1] if pattern.groups else match[0]
+        return case
+    try:
+        compiled = re.compile(pattern)
+    except re.error as error:
+        raise ValueError(f"subject: got {pattern!r}, expected a regular expression ({error})") from error
+    match = compiled.search(case)
+    found = None if match is None else match[1] if compiled.groups else match[0]
     if not found:
-        raise ValueError(f"subject: got {pattern.pattern!r}, which finds nothing in the case {name!r}")
+        raise ValueError(f"subject: got {pattern!r}, which finds nothing in the case {case!r}")
     return found

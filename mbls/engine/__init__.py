@@ -3,7 +3,8 @@
 from mbls.engine.devices import make_fabric
 from mbls.engine.fit import Fit, FitSettings, fit, load_weights, weights_checksum
 from mbls.engine.judge import METRICS, Judgement, Metric, judge
-from mbls.engine.predict import Prediction, fit_temperature, predict, read_predictions
+from mbls.engine.predict import Prediction, fit_temperature, predict
+from mbls.engine.read import read_predictions
 
 __all__ = [
     "METRICS",

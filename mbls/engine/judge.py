@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import functools
 import itertools
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,13 +27,16 @@ from mbls.files import atomic_write, read_npz, write_table
 from mbls.metrics import (
     CalibrationBins,
     Region,
+    Reliability,
     adaptive_calibration_error,
     brier_score,
     negative_log_likelihood,
     region_mask,
     segmentation_scores,
+    smooth_calibration_error,
 )
 from mbls.progress import progress_bar
+from mbls.statistics import bootstrap_interval
 
 __all__ = [
     "DISTANCE_EDGES",
@@ -45,6 +49,7 @@ __all__ = [
     "distance_counts",
     "judge",
     "metric_of",
+    "reliability_over_subjects",
 ]
 
 #: Regions that calibration is judged over, with the ending of their columns.
@@ -97,6 +102,10 @@ class _Voxels:
     def bins(self) -> CalibrationBins:
         return CalibrationBins(self.logits.shape[1]).update(self.probs, self.labels, self.mask)
 
+    @functools.cached_property
+    def brier(self) -> float:
+        return brier_score(self.probs, self.labels, self.mask)
+
 
 def _mean_distance(voxels: _Voxels) -> float:
     distances = voxels.case.mean_distances
@@ -143,8 +152,11 @@ METRICS = {
     "cace": Metric("class-wise ACE", 4, "low", lambda voxels: voxels.bins.classwise("ace")),
     "cmce": Metric("class-wise MCE", 4, "low", lambda voxels: voxels.bins.classwise("mce")),
     "aece": Metric("AECE", 4, "low", lambda v: adaptive_calibration_error(v.probs, v.labels, mask=v.mask)),
+    "smece": Metric("smooth ECE", 4, "low", lambda v: smooth_calibration_error(v.probs, v.labels, v.mask)),
     "nll": Metric("NLL", 3, "low", lambda v: negative_log_likelihood(v.probs, v.labels, v.mask)),
-    "brier": Metric("Brier", 3, "low", lambda v: brier_score(v.probs, v.labels, v.mask)),
+    "brier": Metric("Brier", 3, "low", lambda voxels: voxels.brier),
+    "brier_calibration": Metric("Brier, calibration", 4, "low", lambda voxels: voxels.bins.brier_calibration()),
+    "brier_refinement": Metric("Brier, refinement", 4, "low", lambda v: v.brier - v.bins.brier_calibration()),
     "overconfidence": Metric("confidence - accuracy", 4, None, lambda voxels: _overconfidence(voxels.bins)),
     "certain": Metric("share above 0.999", 3, None, lambda voxels: _share_above(voxels, 0.999)),
     "mean_distance": Metric("mean distance", 2, None, _mean_distance),
@@ -366,12 +378,12 @@ def judge(
     """All metrics of some predictions, in one pass over them.
 
     Args:
-        predictions: from :func:`mbls.engine.predict.predict` or :func:`mbls.engine.predict.read_predictions`.
+        predictions: from :func:`mbls.engine.predict.predict` or :func:`mbls.engine.read.read_predictions`.
         class_names: K names, index 0 the background.
         wanted: which of :func:`columns`; None takes all. HD95 and ASD are in mm where the spacing is known, else in
             voxels.
         scale: applied to logits (B, K, *spatial), e.g. a fitted :class:`mbls.posthoc.TemperatureScaling`; everything
-            but the overlap is then taken a second time behind it, in columns that begin with "scaled_".
+            but the overlap is then taken a second time behind it, in columns that begin with ``scaled_``.
         pool: False leaves out the bins, and the distances of all voxels together.
         fabric: with n processes, each judges every n-th case, and all get all rows.
         progress: whether a bar is shown.
@@ -464,6 +476,38 @@ def _overlap(prediction: Prediction, wanted: Sequence[str], class_names: Sequenc
         row[name] = _mean(values[np.isfinite(values)])
         row |= {f"{name}_{structure}": float(v) for structure, v in zip(class_names[1:], values, strict=True)}
     return row
+
+
+def reliability_over_subjects(
+    bins: pd.DataFrame, region: Region = "all", num_bins: int = 15
+) -> tuple[Reliability, tuple[np.ndarray, np.ndarray]]:
+    """The reliability of all subjects together, and how far each bin's accuracy may lie off.
+
+    Args:
+        bins: from :meth:`Judgement.subject_bins`, of one run or of several (which are added up).
+        region: whose voxels.
+        num_bins: number of bins.
+
+    Returns:
+        The diagram, and lower and upper end of the 95 % interval of each bin's accuracy over the subjects.
+    """
+    rows = bins.loc[bins["region"] == region]
+    subjects = list(dict.fromkeys(rows["subject"]))
+    counts = np.zeros((len(subjects), 3, num_bins))
+    place = np.array([subjects.index(subject) for subject in rows["subject"]], dtype=int)
+    for column, name in enumerate(("count", "prob_sum", "hit_sum")):
+        np.add.at(counts[:, column], (place, rows["bin"].to_numpy(int)), rows[name].to_numpy(float))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # few subjects: whoever draws the intervals says how many
+        interval = bootstrap_interval(counts, lambda chosen: _reliability_of(chosen).accuracy)
+    return _reliability_of(counts), interval
+
+
+def _reliability_of(counts: np.ndarray) -> Reliability:
+    """The subjects' counts, sums of confidence and of hits (subjects, 3, bins), added up."""
+    count, confidence, hits = counts.sum(0)
+    known = np.where(count > 0, count, np.nan)
+    return Reliability(np.linspace(0, 1, len(count) + 1), count.astype(int), confidence / known, hits / known)
 
 
 def _gathered(mine: Judgement, world_size: int) -> Judgement:

@@ -3,6 +3,7 @@ time."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,12 +22,13 @@ from mbls.posthoc import TemperatureScaling
 
 __all__ = [
     "INDEX",
+    "KeptPredictions",
     "Prediction",
     "PredictionFolder",
     "fit_temperature",
     "keep",
     "predict",
-    "read_predictions",
+    "read_kept",
     "write_index",
 ]
 
@@ -46,6 +48,7 @@ class Prediction:
         labels: (*spatial) int64, 0..K-1, or -100 where a voxel does not count; on the device of the logits.
         spacing: mm along each spatial axis, None where it is not known.
         group: as :class:`mbls.data.dataset.Case`.
+        floored: probabilities that were too small for a logarithm, and were raised.
     """
 
     id: str
@@ -54,6 +57,7 @@ class Prediction:
     labels: torch.Tensor
     spacing: tuple[float, ...] | None = None
     group: str | None = None
+    floored: int = 0
 
 
 def predict(
@@ -75,16 +79,17 @@ def predict(
     """
     fabric = fabric or make_fabric()
     set_memory_format(network, fabric)
-    wrapped = network if is_wrapped(network) else fabric.setup_module(network)
-    wrapped.eval()
-    inner: Any = network.module if is_wrapped(network) else network
+    precision = fabric.strategy.precision
+    # Never as DistributedDataParallel, which waits in each pass for all processes: they may have unequally many cases.
+    inner: Any = network.module if is_wrapped(network) else fabric.to_device(precision.convert_module(network))
+    inner.eval()
     # Counted only where there are threads to choose from: a validation inside fit runs on those that fit has chosen.
     choosing = fabric.device.type == "cpu" and torch.get_num_threads() > 1
     flops = forward_flops(inner, (1, *data.images.shape[1:])) if choosing else 0
     for volume in data.volumes if volumes is None else volumes:
         images = data.images[volume.start : volume.stop]
-        with torch.inference_mode(), threads_for(len(images) * flops, fabric.device):
-            logits = wrapped(fabric.to_device(images)).float()
+        with torch.inference_mode(), precision.forward_context(), threads_for(len(images) * flops, fabric.device):
+            logits = inner(precision.convert_input(fabric.to_device(images))).float()
         labels = fabric.to_device(data.labels[volume.start : volume.stop]).long()
         yield Prediction(
             volume.id, volume.subject, logits.movedim(1, 0).contiguous(), labels, volume.spacing, volume.group
@@ -142,27 +147,54 @@ def _rounded(log_probs: np.ndarray) -> np.ndarray:
     return rounded
 
 
-class PredictionFolder:
-    """Kept predictions; iterating reads them from disk, one at a time, as often as you like.
+class PredictionFolder(ABC):
+    """Predictions on disk; iterating reads them, one at a time, as often as you like.
 
     Attributes:
         name: of the data.
         class_names: K names.
         cases: the ids, in order.
+        unmatched: what was found and has no partner, as text.
     """
 
-    def __init__(self, folder: Path, name: str, class_names: tuple[str, ...], cases: tuple[str, ...]) -> None:
-        self.folder, self.name, self.class_names, self.cases = folder, name, class_names, cases
+    def __init__(
+        self, name: str, class_names: Sequence[str], cases: Sequence[str], unmatched: Sequence[str] = ()
+    ) -> None:
+        self.name, self.class_names, self.cases = name, tuple(class_names), tuple(cases)
+        self.unmatched = tuple(unmatched)
 
     def __len__(self) -> int:
         return len(self.cases)
 
     def __iter__(self) -> Iterator[Prediction]:
-        for case in self.cases:
-            yield self._read(case)
+        return map(self.read, self.cases)
 
-    def _read(self, case: str) -> Prediction:
-        path = self.folder / f"{case}.npz"
+    @abstractmethod
+    def read(self, case: str) -> Prediction:
+        """The prediction of a case.
+
+        Raises:
+            FileNotFoundError: a file is missing.
+            ValueError: a file that is not what was expected.
+        """
+
+    @abstractmethod
+    def files(self, case: str) -> tuple[Path, ...]:
+        """The files that a case is read from."""
+
+
+class KeptPredictions(PredictionFolder):
+    """What :func:`keep` and :func:`write_index` wrote into a folder; see :func:`read_kept`."""
+
+    def __init__(self, folder: Path, name: str, class_names: Sequence[str], cases: Sequence[str]) -> None:
+        super().__init__(name, class_names, cases)
+        self.folder = folder
+
+    def files(self, case: str) -> tuple[Path, ...]:
+        return (self.folder / f"{case}.npz",)
+
+    def read(self, case: str) -> Prediction:
+        (path,) = self.files(case)
         if not path.is_file():
             raise FileNotFoundError(f"{path}: missing, expected the prediction that {INDEX} names")
         parts = read_npz(path, ["log_probs", "labels", "subject", "group", "spacing"])
@@ -180,7 +212,7 @@ class PredictionFolder:
         )
 
 
-def read_predictions(folder: str | Path) -> PredictionFolder:
+def read_kept(folder: str | Path) -> KeptPredictions:
     """The predictions that :func:`keep` and :func:`write_index` wrote into a folder.
 
     Raises:
@@ -190,9 +222,9 @@ def read_predictions(folder: str | Path) -> PredictionFolder:
     index = Path(folder) / INDEX
     if not index.is_file():
         raise FileNotFoundError(f"{index}: missing, expected a folder of kept predictions")
+    content = read_json(index)
     try:
-        content = read_json(index)
         names, cases = tuple(map(str, content["class_names"])), tuple(map(str, content["cases"]))
-        return PredictionFolder(index.parent, str(content["data"]), names, cases)
-    except (ValueError, KeyError, TypeError) as error:
+        return KeptPredictions(index.parent, str(content["data"]), names, cases)
+    except (KeyError, TypeError) as error:
         raise ValueError(f"{index}: cannot be read ({error!r}), expected data, class_names and cases") from error

@@ -23,7 +23,7 @@ from mbls.data.slices import Scaling, SliceDataset, augmentation, fingerprint
 from mbls.engine.devices import make_fabric
 from mbls.engine.fit import BEST, CHECKPOINT, Fit, FitSettings, fit, load_weights, weights_checksum
 from mbls.engine.judge import Judgement, columns, judge
-from mbls.engine.predict import Prediction, fit_temperature, keep, predict, read_predictions, write_index
+from mbls.engine.predict import Prediction, fit_temperature, keep, predict, read_kept, write_index
 from mbls.files import read_json, write_json, write_table
 from mbls.losses import AlphaSchedule, build_loss, loss_name
 from mbls.networks.backbones import build_network
@@ -314,8 +314,8 @@ def judge_run(folder: str | Path, surface: bool = True) -> dict[Weights, tuple[d
         raise FileNotFoundError(f"{place}: missing, expected the predictions of a run trained with --keep-predictions")
     found = {}
     for kind in kinds:
-        test = read_predictions(place / kind / "test")
-        val = read_predictions(place / kind / "val") if (place / kind / "val").is_dir() else None
+        test = read_kept(place / kind / "test")
+        val = read_kept(place / kind / "val") if (place / kind / "val").is_dir() else None
         found[kind] = _metrics(test, val, test.class_names, surface)
     return found
 
@@ -342,7 +342,8 @@ def _judged(
 
     def predictions(part: SliceDataset, name: str, volumes: Any) -> Iterable[Prediction]:
         made = predict(model, part, fabric, volumes)
-        return made if kept is None else keep(made, kept / name)
+        known = volumes is None and fabric.global_rank > 0  # all have it, and the first process writes it
+        return made if kept is None or known else keep(made, kept / name)
 
     val = None if data.val is None else predictions(data.val, "val", None)  # every process fits the same temperature
     test = predictions(data.test, "test", data.test.volumes[fabric.global_rank :: fabric.world_size])

@@ -9,26 +9,29 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from mbls import plots
-from mbls.metrics import Reliability
-from mbls.statistics import bootstrap_interval
+from mbls.engine.judge import reliability_over_subjects
+from mbls.metrics import Region
 from mbls.study.tables import label, rows_where
 
-__all__ = ["curves_figure", "few_patients_figure", "forest_figure", "reliability_figure"]
+__all__ = ["curves_figure", "few_patients_figure", "forest_figure", "reliability_figure", "scaling_figure"]
 
 #: What the pictures of the whole study show.
 _SHOWN = {loss: label(loss) for loss in ("ce", "ls", "mbls:margin=5", "mbls:margin=8")}
 
 
-def curves_figure(curves: pd.DataFrame, names: Mapping[str, str] | None = None) -> Figure:
+def curves_figure(curves: pd.DataFrame, names: Mapping[str, str] | None = None, data: str = "ACDC") -> Figure:
     """DSC, ECE, NLL and the losers' distance on the validation patients over the epochs, in a band over the seeds.
 
     Args:
         curves: a row for each run and epoch, as ``curves.csv`` of a comparison; the runs of one network and one
             training set.
         names: the losses to draw -> their names; None takes CE, LS and MbLS with m = 5 and 8.
+        data: name of the data set.
     """
     names = _SHOWN if names is None else names
-    figure, (axes,) = plots.new_figure(1, 5, width=15, height=3.3)
+    seeds = len(set(curves["seed"]))
+    spread = "" if seeds == 1 else f", mean and range of {seeds} seeds"
+    figure, (axes,) = plots.new_figure(1, 5, width=15, height=3.5, data=f"{data}, validation patients{spread}")
     columns = {
         "val_dsc": "DSC",
         "val_ece": "ECE, all voxels",
@@ -41,13 +44,14 @@ def curves_figure(curves: pd.DataFrame, names: Mapping[str, str] | None = None) 
     for ax, (column, title) in zip(axes, columns.items(), strict=True):
         plots.curves_with_band(ax, late, "epoch", column, names, "epoch", title)
     axes[0].legend(frameon=False, fontsize=8, loc="lower right")
-    seeds = len(set(curves["seed"]))
-    figure.suptitle(f"ACDC, validation patients; {seeds} seed{'s' if seeds > 1 else ''}", fontsize=10)
     return figure
 
 
 def reliability_figure(
-    bins: pd.DataFrame, region: str = "foreground", names: Mapping[str, str] | None = None
+    bins: pd.DataFrame,
+    region: Region = "foreground",
+    names: Mapping[str, str] | None = None,
+    data: str = "ACDC",
 ) -> Figure:
     """Reliability of some losses over a region: the bins of all seeds and patients together, each point with its 95 %
     interval over the patients.
@@ -57,49 +61,32 @@ def reliability_figure(
             training set, one kind of weights.
         region: "all", "foreground" or "boundary".
         names: the losses to draw -> their names; None takes CE, LS and MbLS with m = 5 and 8.
+        data: name of the data set.
     """
     known = set(bins["loss"])
     names = {loss: name for loss, name in (names or _SHOWN).items() if loss in known}
-    figure = Figure(figsize=(3 * len(names), 3.8), layout="constrained")
-    axes = figure.subplots(2, len(names), squeeze=False, height_ratios=(4, 1))
-    rows = rows_where(bins, bins["region"] == region)
-    for (upper, lower), (loss, name) in zip(axes.T, names.items(), strict=True):
-        counts = _by_subject(rows_where(rows, rows["loss"] == loss))
-        pooled = _reliability(counts)
-        interval = bootstrap_interval(counts, lambda chosen: _reliability(chosen).accuracy)
+    shown = f"{data}, {len(set(bins['subject']))} test patients, {len(set(bins['seed']))} seeds"
+    figure, (pairs,) = plots.new_reliability_figure(len(names), data=f"{shown}; bars: 95 % intervals over patients")
+    for pair, (loss, name) in zip(pairs, names.items(), strict=True):
+        pooled, interval = reliability_over_subjects(rows_where(bins, bins["loss"] == loss), region)
         gaps = np.nan_to_num(np.abs(pooled.confidence - pooled.accuracy))
         ece = float((gaps * pooled.count).sum() / pooled.count.sum())
         title = f"{name}, {region}\npooled ECE {ece:.3f}"
-        plots.reliability_points(upper, lower, pooled, interval, title, plots.loss_colour(loss))
+        plots.reliability_diagram(pair, pooled, interval, title, plots.loss_colour(loss))
     return figure
 
 
-def _by_subject(rows: pd.DataFrame, num_bins: int = 15) -> np.ndarray:
-    """Counts, sums of confidence and of hits: (subjects, 3, bins), the runs added up."""
-    subjects = list(dict.fromkeys(rows["subject"]))
-    table = np.zeros((len(subjects), 3, num_bins))
-    place = np.array([subjects.index(subject) for subject in rows["subject"]], dtype=int)
-    number = np.asarray(rows["bin"], dtype=int)
-    for column, name in enumerate(("count", "prob_sum", "hit_sum")):
-        np.add.at(table[:, column], (place, number), np.asarray(rows[name], dtype=float))
-    return table
-
-
-def _reliability(table: np.ndarray) -> Reliability:
-    count, confidence, hits = table.sum(0)
-    known = np.where(count > 0, count, np.nan)
-    return Reliability(np.linspace(0, 1, len(count) + 1), count.astype(int), confidence / known, hits / known)
-
-
-def forest_figure(tests: pd.DataFrame, names: Mapping[str, str] | None = None) -> Figure:
+def forest_figure(tests: pd.DataFrame, names: Mapping[str, str] | None = None, data: str = "ACDC") -> Figure:
     """Differences from cross-entropy on the same patients, with their 95 % intervals.
 
     Args:
         tests: from :func:`mbls.study.tables.paired_tests`, with the metrics dsc, ece, ece_fg and nll.
         names: the losses to draw, from the top down -> their names; None takes all.
+        data: name of the data set.
     """
     names = {loss: label(loss) for loss in dict.fromkeys(tests["loss"])} if names is None else names
-    figure, (axes,) = plots.new_figure(1, 4, width=13, height=1.2 + 0.27 * len(names))
+    shown = f"{data}, test patients; bars: 95 % intervals over patients"
+    figure, (axes,) = plots.new_figure(1, 4, width=13, height=1.4 + 0.27 * len(names), data=shown)
     titles = {"dsc": "DSC", "ece": "ECE, all voxels", "ece_fg": "ECE, foreground", "nll": "NLL"}
     for place, (ax, (metric, title)) in enumerate(zip(axes, titles.items(), strict=True)):
         better = "right is better" if metric == "dsc" else "left is better"
@@ -109,16 +96,36 @@ def forest_figure(tests: pd.DataFrame, names: Mapping[str, str] | None = None) -
     return figure
 
 
-def few_patients_figure(rows: pd.DataFrame, names: Mapping[str, str] | None = None) -> Figure:
+def few_patients_figure(rows: pd.DataFrame, names: Mapping[str, str] | None = None, data: str = "ACDC") -> Figure:
     """DSC and ECE over the number of training patients, with the standard deviation over the seeds.
 
     Args:
         rows: the part "few_patients" of a study, from :func:`mbls.study.tables.part_of`, one kind of weights.
         names: the losses to draw -> their names; None takes CE, LS and MbLS with m = 5 and 8.
+        data: name of the data set.
     """
     names = _SHOWN if names is None else names
-    figure, (axes,) = plots.new_figure(1, 3, width=12, height=3.6)
+    shown = f"{data}, test patients; bars: standard deviation over the seeds"
+    figure, (axes,) = plots.new_figure(1, 3, width=12, height=3.8, data=shown)
     titles = {"dsc": "DSC", "ece": "ECE, all voxels", "ece_fg": "ECE, foreground"}
     for ax, (column, title) in zip(axes, titles.items(), strict=True):
         plots.lines_with_spread(ax, rows, "train_patients", column, names, "training patients", title)
+    return figure
+
+
+def scaling_figure(rows: pd.DataFrame, names: Mapping[str, str] | None = None, data: str = "ACDC") -> Figure:
+    """ECE over the foreground and over all voxels, as trained (open) and after temperature scaling (full).
+
+    Args:
+        rows: runs of a study, of one network, one training set and one kind of weights; the seeds are averaged.
+        names: the losses to draw, from the top down -> their names; None takes CE, LS and MbLS with m = 5 and 8.
+        data: name of the data set.
+    """
+    names = _SHOWN if names is None else names
+    shown = f"{data}, test patients, mean of {len(set(rows['seed']))} seeds"
+    figure, (axes,) = plots.new_figure(1, 2, width=10, height=1.4 + 0.3 * len(names), data=shown)
+    for ax, (column, title) in zip(axes, {"ece_fg": "ECE, foreground", "ece": "ECE, all voxels"}.items(), strict=True):
+        label = "as trained (open), after one temperature (full)"
+        plots.before_and_after(ax, rows, column, f"scaled_{column}", names, label, title)
+    axes[1].set_yticklabels([])
     return figure

@@ -6,6 +6,7 @@ tables have to say so.
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
@@ -127,16 +128,22 @@ def parts(protocol: Protocol, seeds: Iterable[int] = (0, 1, 2)) -> dict[Part, li
     }
 
 
-def study(protocol: Protocol, seeds: Iterable[int] = (0, 1, 2), only: Iterable[str] = PARTS) -> list[Experiment]:
+def study(
+    protocol: Protocol,
+    seeds: Iterable[int] = (0, 1, 2),
+    only: Iterable[str] = PARTS,
+    runs: Iterable[str] | None = None,
+) -> list[Experiment]:
     """Every experiment once, seed by seed and, with each seed, part by part. A study that is stopped has whole parts.
 
     Args:
         protocol: how the networks are trained.
         seeds: one training a seed.
         only: the parts that are wanted, some of :data:`PARTS`.
+        runs: of these, only the experiments of some names; None takes all.
 
     Raises:
-        ValueError: an unknown part.
+        ValueError: an unknown part, or a name that no experiment of these seeds and parts has.
 
     Example:
         >>> [run.loss for run in study(REDUCED, seeds=[0], only=["weights"])]
@@ -151,4 +158,13 @@ def study(protocol: Protocol, seeds: Iterable[int] = (0, 1, 2), only: Iterable[s
         for part, experiments in parts(protocol, [seed]).items():
             if part in only:
                 found |= {experiment.name: experiment for experiment in experiments}
-    return list(found.values())
+    return list(found.values()) if runs is None else _named(found, list(runs))
+
+
+def _named(experiments: dict[str, Experiment], names: list[str]) -> list[Experiment]:
+    """The experiments of some names, in the order of the study."""
+    for name in names:
+        if name not in experiments:
+            near = difflib.get_close_matches(name, experiments, n=5, cutoff=0)
+            raise ValueError(f"runs: got {name!r}, expected names of these parts and seeds, e.g. {', '.join(near)}")
+    return [experiment for name, experiment in experiments.items() if name in names]

@@ -27,8 +27,8 @@ def write_report(folder: str | Path, out: str | Path, protocol: Protocol) -> lis
     These are ``OUT.csv`` (a row for each run and kind of weights), ``OUT_subjects.csv`` (for each run and test
     subject), ``OUT_curves.csv`` (for each run of the parts with all training patients, and epoch of a full validation),
     ``OUT_bins.csv`` (the confidence bins of each test subject, of a few losses), ``OUT.md`` with all tables, and the
-    pictures ``OUT_curves.png``, ``OUT_reliability.png``, ``OUT_forest.png`` and, where that part was run,
-    ``OUT_few_patients.png``. Subjects and bins are of the weights that the protocol judges first.
+    pictures of the parts that were run: ``OUT_curves.png``, ``OUT_reliability.png`` and ``OUT_forest.png`` of the
+    losses, ``OUT_few_patients.png``. Subjects and bins are of the weights that the protocol judges first.
 
     Args:
         folder: where ``merge`` or ``compare`` wrote its tables.
@@ -79,11 +79,11 @@ def write_pictures(out: str | Path, protocol: Protocol) -> list[Path]:
     )
     text = Path(f"{out}.md")
     write_text(study_report(runs, subjects, protocol), text)
-    figures = {
-        "curves": curves_figure(part_of(curves, protocol, "losses")),
-        "reliability": reliability_figure(bins),
-        "forest": forest_figure(paired_tests(part_of(subjects, protocol, "losses"))),
-    }
+    figures = {}
+    if not part_of(runs, protocol, "losses").empty:
+        figures["curves"] = curves_figure(part_of(curves, protocol, "losses"))
+        figures["reliability"] = reliability_figure(bins)
+        figures["forest"] = forest_figure(paired_tests(part_of(subjects, protocol, "losses")))
     few = part_of(runs, protocol, "few_patients", protocol.base.judged[0])
     if len(set(few["train_patients"])) > 1:
         figures["few_patients"] = few_patients_figure(few)

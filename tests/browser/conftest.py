@@ -1,6 +1,8 @@
 """A real JupyterLab on loopback and a real Chromium in front of it; skipped, with the reason, where there is no
 Chromium."""
 
+import functools
+import http.server
 import json
 import os
 import secrets
@@ -8,6 +10,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -31,6 +34,28 @@ def browser():
         browser = driver.chromium.launch(executable_path=chromium, args=FLAGS)
         yield browser
         browser.close()
+
+
+class _Pages(http.server.SimpleHTTPRequestHandler):
+    """The built site under the policy that it was built with."""
+
+    def end_headers(self):
+        policy = (Path(self.directory) / "_headers").read_text().partition("Content-Security-Policy: ")[2].strip()
+        self.send_header("Content-Security-Policy", policy)
+        super().end_headers()
+
+    def log_message(self, *arguments):
+        pass
+
+
+@pytest.fixture(scope="session")
+def served(browser, site):
+    """Address of the built site on loopback."""
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(_Pages, directory=str(site)))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
 
 
 @pytest.fixture(scope="session")

@@ -95,7 +95,16 @@ def assert_clean(page):
 @pytest.mark.parametrize(
     ("name", "moves"),
     [
-        ("01_what_is_calibration.ipynb", [("voxels in the sample", 0), ("bins", 0), ("temperature", 0)]),
+        (
+            "01_what_is_calibration.ipynb",
+            [
+                ("voxels in the sample", 0),
+                ("bins", 0),
+                ("temperature", 0),
+                ("errors reach over", 1),
+                ("patients in the test set", 2),
+            ],
+        ),
         ("03_logit_distances.ipynb", [("logit of LV", 0), ("logit of background", 0)]),
         (
             "05_margin_explorer.ipynb",

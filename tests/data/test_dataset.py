@@ -70,7 +70,7 @@ def test_a_split_fixed_in_a_file(phantom, tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("{", "cannot be read as a split"),
+        ("{", "cannot be read as JSON"),
         ('{"train": ["patient001"], "val": []}', "cannot be read as a split"),
         ('{"train": ["patient001"], "val": ["patient001"], "test": []}', "patient001 more than once"),
         ('{"train": ["patient001"], "val": [], "test": ["patient999"]}', "phantom does not have .patient999"),
@@ -80,7 +80,8 @@ def test_a_split_fixed_in_a_file(phantom, tmp_path):
 def test_bad_split_files_are_named(phantom, tmp_path, content, message):
     path = tmp_path / "split.json"
     path.write_text(content)
-    with pytest.raises(ValueError, match=rf"split\.json.*{message}"):
+    with pytest.raises(ValueError, match=rf"split\.json.*{message}") as error:
         read_split(path, phantom)
+    assert str(error.value).count("split.json") == 1
     with pytest.raises(FileNotFoundError, match=r"split: got .*other\.json"):
         read_split(tmp_path / "other.json", phantom)

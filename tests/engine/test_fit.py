@@ -31,6 +31,7 @@ from mbls.engine.judge import Judgement, judge
 from mbls.engine.predict import predict
 from mbls.losses import AlphaSchedule, CrossEntropyLoss, MbLSLoss, SVLSLoss, WithDice
 from mbls.networks.unet import UNet
+from mbls.study.experiment import judge_run
 
 fit_module = sys.modules["mbls.engine.fit"]  # the name in the package is the function
 SETTINGS = FitSettings(epochs=3, batch_size=8, seed=5)
@@ -829,6 +830,7 @@ def test_two_processes_give_the_figures_of_one(phantom_root, tmp_path, launcher)
     """Two processes (gloo) with half the batch each take the steps of one process; each evaluates its share of the
     volumes."""
     options = [*TRAIN, "--patients", "2,1,1", "--epochs", "2", "--data", str(phantom_root), "--no-surface"]
+    options += ["--keep-predictions"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     rows = []
     for processes, command in ((1, [sys.executable, "-m", "mbls"]), (2, launcher)):
@@ -839,6 +841,9 @@ def test_two_processes_give_the_figures_of_one(phantom_root, tmp_path, launcher)
         rows += json.loads((out / "result.json").read_text())
         cases, bins = pd.read_csv(out / "cases-best.csv"), Judgement.load(out, "-best").histograms()
         assert [case[-2:] for case in cases["case"]] == ["ED", "ES"]
+        (metrics, _) = judge_run(out, surface=False)["best"]
+        assert metrics["nll"] == pytest.approx(rows[-1]["nll"], rel=1e-3)  # kept in float16
+        assert metrics["temperature"] == pytest.approx(rows[-1]["temperature"], rel=1e-3)
         counts = bins.query("region == 'all'").groupby("kind")["count"].sum()
         assert counts["distance"] == 3 * counts["confidence"] > 0
     one, two = rows

@@ -9,7 +9,12 @@ from mbls.constraints import logit_distances
 from mbls.data.slices import SliceDataset
 from mbls.engine.judge import DISTANCE_EDGES, METRICS, Judgement, columns, distance_counts, judge, metric_of
 from mbls.engine.predict import Prediction, fit_temperature, predict
-from mbls.metrics import expected_calibration_error, segmentation_scores
+from mbls.metrics import (
+    brier_decomposition,
+    expected_calibration_error,
+    segmentation_scores,
+    smooth_calibration_error,
+)
 from mbls.networks.unet import UNet
 
 NAMES = ("background", "RV", "MYO", "LV")
@@ -47,6 +52,10 @@ def test_figures_are_those_of_the_metrics(predictions):
     labels = one.labels.unsqueeze(0)
     assert row["ece"] == pytest.approx(expected_calibration_error(probs, labels), rel=1e-12)
     assert row["ece_fg"] == pytest.approx(expected_calibration_error(probs, labels, mask=labels > 0), rel=1e-12)
+    assert row["smece_fg"] == pytest.approx(smooth_calibration_error(probs, labels, labels > 0), rel=1e-12)
+    parts = row["brier_calibration_fg"], row["brier_refinement_fg"]
+    assert parts == pytest.approx(brier_decomposition(probs, labels, mask=labels > 0), rel=1e-12)
+    assert sum(parts) == pytest.approx(row["brier_fg"], rel=1e-12)
     expected = segmentation_scores(one.logits.argmax(0), one.labels, 4, one.spacing)
     assert [row[f"hd95_{name}"] for name in NAMES[1:]] == expected["hd95"]
     losers = logit_distances(one.logits.unsqueeze(0)).sum(1) / 3

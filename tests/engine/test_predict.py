@@ -8,7 +8,7 @@ import torch
 
 from mbls.data.slices import SliceDataset
 from mbls.engine.judge import judge
-from mbls.engine.predict import Prediction, fit_temperature, keep, predict, read_predictions, write_index
+from mbls.engine.predict import Prediction, fit_temperature, keep, predict, read_kept, write_index
 from mbls.networks.unet import UNet
 
 NAMES = ("background", "organ", "tumour")
@@ -41,7 +41,7 @@ def test_kept_predictions_give_the_same_figures(tmp_path, scale):
     made = [make_prediction(name, scale, seed=seed) for seed, name in enumerate("ab")]
     assert list(keep(made, tmp_path)) == made
     write_index(tmp_path, "Belly", NAMES, ["a", "b"])
-    kept = read_predictions(tmp_path)
+    kept = read_kept(tmp_path)
     assert (kept.name, kept.class_names, len(kept)) == ("Belly", NAMES, 2)
     (first, _), (again, _) = made, kept
     assert (again.id, again.subject, again.group, again.spacing) == (first.id, first.subject, "ill", first.spacing)
@@ -60,7 +60,7 @@ def test_rounding_never_changes_the_winner(tmp_path):
     logits.scatter_add_(0, winner.unsqueeze(0), torch.full((1, 1, 6, 6), 1e-6))
     list(keep([Prediction("a", "a", logits, winner)], tmp_path))
     write_index(tmp_path, "Belly", NAMES, ["a"])
-    (again,) = read_predictions(tmp_path)
+    (again,) = read_kept(tmp_path)
     assert torch.equal(again.logits.argmax(0), logits.argmax(0))
     assert torch.equal(logits.argmax(0), winner)
 
@@ -71,7 +71,7 @@ def test_ignored_voxels_are_kept_and_not_fitted(tmp_path):
     half[:, :12] = -100
     list(keep([Prediction("a", "a", prediction.logits, half)], tmp_path))
     write_index(tmp_path, "Belly", NAMES, ["a"])
-    (again,) = read_predictions(tmp_path)
+    (again,) = read_kept(tmp_path)
     assert torch.equal(again.labels, half)
     cut = Prediction("a", "a", prediction.logits[:, :, 12:], prediction.labels[:, 12:])
     assert fit_temperature([again]).temperature == pytest.approx(fit_temperature([cut]).temperature, rel=1e-3)
@@ -79,20 +79,23 @@ def test_ignored_voxels_are_kept_and_not_fitted(tmp_path):
 
 def test_damaged_folders_are_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"predictions\.json: missing"):
-        read_predictions(tmp_path)
+        read_kept(tmp_path)
     list(keep([make_prediction()], tmp_path))
     write_index(tmp_path, "Belly", NAMES[:2], ["a"])
     with pytest.raises(ValueError, match=r"a\.npz: got log_probs \(3, 3, 24, 24\) of float16, expected float16 \(2,"):
-        list(read_predictions(tmp_path))
+        list(read_kept(tmp_path))
     write_index(tmp_path, "Belly", NAMES, ["a", "b"])
     with pytest.raises(FileNotFoundError, match=r"b\.npz: missing"):
-        list(read_predictions(tmp_path))
+        list(read_kept(tmp_path))
     (tmp_path / "a.npz").write_bytes((tmp_path / "a.npz").read_bytes()[:1000])
     with pytest.raises(ValueError, match=r"a\.npz: cannot be read as npz"):
-        next(iter(read_predictions(tmp_path)))
+        next(iter(read_kept(tmp_path)))
     (tmp_path / "predictions.json").write_text(json.dumps({"data": "Belly"}))
-    with pytest.raises(ValueError, match=r"predictions\.json: cannot be read"):
-        read_predictions(tmp_path)
+    for damage in (r"predictions\.json: cannot be read \(KeyError", r"predictions\.json: cannot be read as JSON"):
+        with pytest.raises(ValueError, match=damage) as error:
+            read_kept(tmp_path)
+        assert str(error.value).count("predictions.json") == 1
+        (tmp_path / "predictions.json").write_text("{")
 
 
 def test_nothing_is_written_in_halves(tmp_path, monkeypatch):

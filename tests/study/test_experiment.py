@@ -308,6 +308,15 @@ def test_study_command(phantom_root, tmp_path, capsys):
     assert capsys.readouterr().out.splitlines() == names
     assert main(["study", "--parts", "margin", "--out", str(tmp_path), "--list"]) == 2
     assert "parts: got margin" in capsys.readouterr().err
+    few = ["study", "--protocol", "reduced", "--seeds", "0,1", "--list", "--runs"]
+    assert main([*few, "mbls-margin5-seed1,ce-seed0", "fl-unet++-seed0"]) == 2
+    said = capsys.readouterr().err
+    assert "--runs: got 'fl-unet++-seed0', expected names of these parts and seeds, e.g. " in said
+    assert "ls-unet++-seed0" in said
+    assert main([*few, "mbls-margin5-seed1,ce-seed0", "fl-seed0"]) == 0
+    assert capsys.readouterr().out.splitlines() == ["ce-seed0", "fl-seed0", "mbls-margin5-seed1"]  # the study's order
+    assert main([*few, "ce-seed0", "--parts", "weights", "--seeds", "2"]) == 2
+    assert "--runs: got 'ce-seed0'" in capsys.readouterr().err
     # The split names patients of ACDC.
     assert main(["study", "--protocol", "reduced", "--data", str(phantom_root), "--out", str(tmp_path)]) == 2
     assert "acdc_split.json: got subjects that phantom does not have" in capsys.readouterr().err

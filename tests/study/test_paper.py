@@ -48,6 +48,16 @@ def test_unknown_part():
         study(REDUCED, only=["margin"])
 
 
+def test_single_runs_by_name():
+    names = [run.name for run in study(REDUCED, [0, 1])]
+    chosen = study(REDUCED, [0, 1], runs=[names[60], names[3], names[3]])
+    assert [run.name for run in chosen] == [names[3], names[60]]
+    assert chosen[0] in study(REDUCED, [0])
+    near = r"runs: got 'mbls-margin5-seed2', expected names .*, e\.g\. mbls-margin5-seed[01]"
+    with pytest.raises(ValueError, match=near):
+        study(REDUCED, [0, 1], runs=["ce-seed0", "mbls-margin5-seed2"])
+
+
 def test_the_fixed_split_is_stratified_and_any_beginning_of_it_too(acdc_root):
     acdc = read_dataset(acdc_root)
     fixed = read_split(SPLIT, acdc)

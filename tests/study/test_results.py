@@ -20,7 +20,7 @@ RESULTS = data_home() / "results"
 TOLERANCE = {"dsc": 0.03, "ece": 0.01, "ece_fg": 0.03, "nll": 0.05, "mean_distance": 0.25}
 
 
-@pytest.mark.parametrize("name", ["acdc_reduced", "phantom_margins"])
+@pytest.mark.parametrize("name", ["acdc_reduced", "acdc_paper", "acdc_paper_cpu", "phantom_margins"])
 def test_rows_carry_their_provenance(name):
     table = pd.read_csv(RESULTS / f"{name}.csv")
     for column in (
@@ -34,6 +34,10 @@ def test_rows_carry_their_provenance(name):
         assert table[column].notna().all(), column
     assert not table.duplicated([key for key in (*KEYS, "weights") if key in table]).any()
     assert table[["dsc", "ece", "ece_fg"]].apply(lambda column: column.between(0, 1)).all().all()
+
+
+def test_recorded_tables_and_pictures_stay_small():
+    assert sum(path.stat().st_size for path in RESULTS.iterdir()) < 3_000_000
 
 
 def test_margin_sweep_is_complete_and_small():

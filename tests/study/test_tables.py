@@ -189,3 +189,12 @@ def test_a_report_keeps_the_runs_recorded_before(tmp_path):
     expected = pd.read_csv(f"{RECORDED}.csv")
     expected = expected[expected["loss"].isin(["ce", "ls"]) & expected["seed"].isin([0, 1])]
     assert len(rows) == len(expected)
+
+
+def test_a_report_of_one_part_leaves_out_the_pictures_of_the_others(tmp_path):
+    for name, source in {"results": "", "cases": "_subjects", "curves": "_curves", "subject_bins": "_bins"}.items():
+        table = pd.read_csv(f"{RECORDED}{source}.csv")
+        table[(table["seed"] == 0) & (table["train_patients"] == 20)].to_csv(tmp_path / f"{name}.csv")
+    written = {path.name for path in write_report(tmp_path, tmp_path / "few", REDUCED)}
+    assert {"few.csv", "few.md"} <= written
+    assert not any(name.endswith(("_curves.png", "_forest.png", "_reliability.png")) for name in written)

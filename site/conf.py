@@ -1,0 +1,59 @@
+"""How Sphinx makes the site; `make site` stages the sources and calls it (build.py)."""
+
+import re
+
+import mbls
+
+project = "mbls"
+author = "the mbls contributors"
+version = release = mbls.__version__
+extensions = [
+    "myst_nb",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.napoleon",
+    "sphinx.ext.mathjax",
+    "sphinx-mathjax-offline",
+]
+
+# The notebooks' outputs are those that are stored in them, and the tests hold them to the code.
+nb_execution_mode = "off"
+nb_merge_streams = True
+myst_enable_extensions = ["dollarmath", "amsmath"]
+myst_heading_anchors = 3
+# Source files are linked as such: they are copied beside the page.
+suppress_warnings = ["myst.header"]
+
+autodoc_member_order = "bysource"
+autodoc_typehints = "none"
+napoleon_custom_sections = [("Shape", "notes_style")]
+napoleon_use_ivar = True
+
+html_theme = "sphinx_book_theme"
+html_title = "mbls"
+html_static_path = ["static", "_build/static"]
+html_favicon = "static/favicon.svg"
+html_css_files = ["mbls.css"]
+html_js_files = [("explorers.js", {"defer": "defer"}), ("predictions.js", {"defer": "defer"})]
+html_context = {"default_mode": "auto"}
+html_theme_options = {
+    "navbar_persistent": [],
+    "show_navbar_depth": 1,
+    "show_toc_level": 2,
+    "use_download_button": True,
+    "use_fullscreen_button": False,
+}
+html_copy_source = True
+html_show_sourcelink = False
+html_show_sphinx = False
+
+
+def _escape_stars(app, what, name, obj, options, lines):
+    """Shapes such as (B, *spatial) are no emphasis."""
+    lines[:] = [
+        re.sub(r"(?<![\\*\w])(\*{1,2})(?=[a-z_]+\b(?!\*))", lambda star: "\\" + "\\".join(star[1]), line)
+        for line in lines
+    ]
+
+
+def setup(app):
+    app.connect("autodoc-process-docstring", _escape_stars, priority=1)

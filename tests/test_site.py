@@ -1,0 +1,109 @@
+"""The site: what its pages are made from, that its links hold. Its pages in a browser: browser/test_site_pages.py."""
+
+import html.parser
+import json
+import re
+import urllib.parse
+
+import pytest
+from PIL import Image
+
+from mbls.course.explorers import LogitExplorer, VoxelExplorer
+from mbls.course.static import positions, write_static
+
+
+def test_positions_are_spread_evenly_and_hold_the_present_one():
+    explorer = VoxelExplorer(margin=0.5, certainty=0.85)
+    assert positions(explorer, "margin", 11) == [0, 0.5, *range(1, 11)]
+    assert positions(explorer, "certainty", 3) == [0.3, 0.65, 0.85, 1.0]
+
+
+def test_a_page_gets_a_picture_and_a_sentence_for_every_position(tmp_path, monkeypatch):
+    monkeypatch.setattr("mbls.course.static.MOST", {2: 3})
+    explorer = LogitExplorer(cavity=2.0)
+    write_static(explorer, tmp_path, "logit")
+    assert explorer.cavity == 2.0
+    key, page = re.fullmatch(r'mblsExplorer\("(\w+)", (.*)\);\n', (tmp_path / "logit.js").read_text()).groups()
+    page = json.loads(page)
+    assert key == "logit"
+    assert [slider["name"] for slider in page["sliders"]] == list(LogitExplorer.static)
+    first, second = page["sliders"]
+    assert first["texts"] == ["-8", "0", "2", "8"]
+    assert first["texts"][first["start"]] == "2"
+    assert len(page["told"]) == len(first["texts"]) * len(second["texts"])
+    at = LogitExplorer(cavity=8.0, myocardium=-8.0)
+    assert page["told"]["3-0"] == at.describe(at.numbers)
+    for where in (*page["told"], "start"):
+        with Image.open(tmp_path / "logit" / f"{where}.webp") as picture:
+            assert picture.size == (page["width"], page["height"])
+
+
+def pages_of(site):
+    return [path for path in sorted(site.rglob("*.html")) if "_static" not in path.parts]  # the theme's templates
+
+
+class Links(html.parser.HTMLParser):
+    """Addresses and anchors of a page, and its pictures without a text."""
+
+    def __init__(self, path):
+        super().__init__()
+        self.addresses, self.anchors, self.dumb = [], set(), []
+        self.feed(path.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag, attributes):
+        attributes = dict(attributes)
+        self.anchors |= {attributes.get("id"), attributes.get("name")}
+        self.addresses += [attributes[name] for name in ("href", "src") if attributes.get(name)]
+        if tag == "img" and not attributes.get("alt"):
+            self.dumb.append(attributes)
+
+
+def test_every_link_within_the_site_holds(site):
+    """Addresses, and the anchors in them; outside it only https is linked."""
+    pages = {path: Links(path) for path in pages_of(site)}
+    assert len(pages) > 20
+    broken = []
+    for path, page in pages.items():
+        for address in page.addresses:
+            parts = urllib.parse.urlsplit(address)
+            if parts.scheme or address.startswith("//"):
+                if parts.scheme not in ("https", "http", "mailto", "data"):
+                    broken.append((path.name, address))
+                continue
+            target = (path.parent / urllib.parse.unquote(parts.path)).resolve() if parts.path else path
+            if target.is_dir():
+                target /= "index.html"
+            if not target.is_file() or (
+                parts.fragment and target in pages and parts.fragment not in pages[target].anchors
+            ):
+                broken.append((str(path.relative_to(site)), address))
+    assert broken == []
+
+
+def test_every_picture_has_a_text(site):
+    assert {str(path): page.dumb for path in pages_of(site) if (page := Links(path)).dumb} == {}
+
+
+def test_nothing_is_loaded_from_elsewhere(site):
+    """Of the pages: scripts, styles, pictures, fonts. (Links may lead out.)"""
+    loaded = re.compile(
+        r'<(?:script|img|iframe|link rel="(?:stylesheet|preload)")[^>]*(?:src|href)="((?:https?:)?//[^"]+)"'
+    )
+    found = {path.name: loaded.findall(path.read_text()) for path in pages_of(site)}
+    assert {name: addresses for name, addresses in found.items() if addresses} == {}
+    styles = "".join(path.read_text(errors="ignore") for path in site.rglob("*.css"))
+    assert re.findall(r"url\(['\"]?(?:https?:)?//[^)]+\)|@import (?:url\()?[\"'](?:https?:)?//", styles) == []
+
+
+def test_the_policy_names_every_script_within_a_page(site):
+    policy = (site / "_headers").read_text()
+    assert "script-src 'self' 'sha256-" in policy
+    assert "unsafe-eval" not in policy
+
+
+@pytest.mark.parametrize("name", ["notebooks/02_cross_entropy_is_overconfident", "notebooks/06_train_on_acdc"])
+def test_answers_are_folded_and_questions_are_there(site, name):
+    page = (site / f"{name}.html").read_text()
+    assert page.count('class="mbls-ask"') >= 4
+    folds = re.findall(r"<details.*?</details>", page, re.DOTALL)
+    assert page.count('class="mbls-reveal"') == sum(fold.count('class="mbls-reveal"') for fold in folds)
