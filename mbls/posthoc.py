@@ -44,7 +44,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-from scipy.optimize import brentq, isotonic_regression, minimize
+from scipy.optimize import isotonic_regression, minimize, root_scalar
 
 from mbls.losses import (
     _MASK_OUT,
@@ -151,7 +151,7 @@ class TemperatureScaling:
                 "error (or hardly one) among them; fit on more voxels"
             )
         else:
-            self.temperature = math.exp(brentq(slope, low, high, xtol=1e-10))
+            self.temperature = math.exp(root_scalar(slope, bracket=(low, high), xtol=1e-10).root)
         return self
 
     def __call__(self, logits: torch.Tensor) -> torch.Tensor:
@@ -254,23 +254,28 @@ class VectorScaling:
         found = minimize(nll, self.scale + self.shift, jac=True, method="L-BFGS-B", bounds=bounds, options=options)
         scale, shift = np.split(found.x, 2)
         self.scale, self.shift = scale.tolist(), (shift - shift.mean()).tolist()
-        self._warn_if_no_minimum(log_probs, labels)
+        without_minimum = self._without_minimum(log_probs, labels)
+        if without_minimum:
+            _warn(without_minimum)
         return self
 
-    def _warn_if_no_minimum(self, log_probs: torch.Tensor, labels: torch.Tensor) -> None:
+    def _without_minimum(self, log_probs: torch.Tensor, labels: torch.Tensor) -> str | None:
+        """Why the fit ended at a bound instead of a minimum, if it did."""
         voxels, errors = np.zeros(self.num_classes), 0
         for block, share in _blocks(log_probs, labels):
             voxels += share.sum(0).cpu().numpy()
             likely = share.gather(1, self(block).argmax(1, keepdim=True))
             errors += int((likely < 1).sum())
         absent = np.flatnonzero(voxels == 0).tolist()
+        steep = any(scale >= MOST for scale in self.scale)
         flat = [k for k, scale in enumerate(self.scale) if scale <= LEAST]
         if absent:
-            _warn(f"target: got no voxel of class {_listed(absent)}, whose shift is only as low as the fit has gone")
-        elif errors == 0:
-            _warn("scale: these labels are separable, no voxel is left in error; fit on more voxels")
-        elif flat:
-            _warn(f"scale: ends at its bound {LEAST:g} for class {_listed(flat)}, whose logits are uninformative")
+            return f"target: got no voxel of class {_listed(absent)}, whose shift is only as low as the fit has gone"
+        if errors == 0 or steep:
+            return "scale: these labels are separable, no voxel (or hardly one) is left in error; fit on more voxels"
+        if flat:
+            return f"scale: ends at its bound {LEAST:g} for class {_listed(flat)}, whose logits are uninformative"
+        return None
 
     def __call__(self, logits: torch.Tensor) -> torch.Tensor:
         """The scaled log-probabilities, which are logits again.
@@ -535,7 +540,7 @@ def _listed(numbers: Sequence[int]) -> str:
 
 
 def _warn(message: str) -> None:
-    warnings.warn(message, stacklevel=4)
+    warnings.warn(message, stacklevel=3)  # at the line that calls fit
 
 
 # What load_state_dict asks of a state.
