@@ -355,7 +355,7 @@ class IsotonicCalibration:
         self.curves: list[tuple[list[float], list[float]]] = [([0.0, 1.0], [0.0, 1.0])] * self.num_classes
 
     def fit(self, logits: torch.Tensor, target: torch.Tensor, mask: torch.Tensor | None = None) -> IsotonicCalibration:
-        """Find the curves on validation voxels.
+        """Find the curves on validation voxels. Where a class has none a warning says so.
 
         Args:
             logits: (B, K, *spatial), floating point.
@@ -377,6 +377,9 @@ class IsotonicCalibration:
             place = (probs * NUM_BINS).long().clamp_(max=NUM_BINS - 1)
             for sums, values in zip(table, (torch.ones_like(probs), probs, share.T), strict=True):
                 sums.scatter_add_(1, place, values)
+        absent = (table[2].sum(1) == 0).nonzero().flatten().tolist()
+        if absent:
+            _warn(f"target: got no voxel of class {_listed(absent)}, which the calibration will never claim")
         curves = []
         for voxels, prob_sum, label_sum in table.movedim(1, 0).cpu().numpy():
             filled = voxels > 0

@@ -273,6 +273,15 @@ def test_isotonic_curves_are_scikit_learns():
         np.testing.assert_allclose(np.interp(grid, x, y), expected.predict(grid), atol=1e-9)
 
 
+def test_isotonic_says_which_class_it_has_never_seen():
+    logits, target = make_overconfident()
+    with pytest.warns(UserWarning, match="target: got no voxel of class 0, which the calibration will never claim"):
+        fitted = IsotonicCalibration(4).fit(logits, target, mask=target > 0)
+    change = segmentation_change(fitted, logits, target)
+    assert (fitted(logits).argmax(1) > 0).all()
+    assert change.flipped >= int((logits.argmax(1) == 0).sum())
+
+
 def test_isotonic_curves_rise_and_probabilities_sum_to_one():
     logits, target = make_overconfident()
     fitted = IsotonicCalibration(4).fit(logits, target)
