@@ -1,24 +1,32 @@
 r"""Losses of the MbLS paper as modules that read like MONAI's. They need torch only: the file may be copied as it is.
 
 All losses take the same shapes: logits ``(B, K, *spatial)``, floating point, and target ``(B, *spatial)`` or
-``(B, 1, *spatial)``, class labels, integers or whole-numbered floats. ``reduction="none"`` returns ``(B, *spatial)``;
+``(B, 1, *spatial)``, class labels, integers or whole-numbered floats, or ``(B, K, *spatial)``, soft labels in floating
+point, which sum to 1 over the classes; with these all voxels count. ``reduction="none"`` returns ``(B, *spatial)``;
 "sum" adds the voxels up; "mean" divides the sum by the number of voxels whose label is not ``ignore_index``. Where
 there is no such voxel the mean is 0, with zero gradient. Half-precision logits are computed in float32.
+
+``weight`` gives each class a weight, as in torch: with labels the mean is ``sum_i w_yi CE_i / sum_i w_yi``, with soft
+labels ``sum_i sum_k w_k q_ik CE_ik / N``. Penalties (the margin, the entropy) do not see it.
+
+For lists of outputs (deep supervision) put a loss into MONAI's ``DeepSupervisionLoss`` or nnU-Net's
+``DeepSupervisionWrapper``.
 
 Notation: ``s = softmax(l)``, ``y`` the one-hot label, ``j`` the labelled class; ``d_k = max_i l_i - l_k`` are the logit
 distances.
 
 Each loss is written down twice. ``voxel_loss`` is its definition: a few lines that autograd can differentiate as often
 as needed. ``fused`` gives the same values and their gradient at once, which takes a fraction of the time and of the
-memory. A module calls ``fused`` wherever the two are interchangeable (see :func:`_plain_form_needed`). The tests
-compare one with the other.
+memory. A module calls ``fused`` wherever the two are interchangeable: for labels without weights, and not where
+:func:`_plain_form_needed` says so. The tests compare one with the other.
 """
 
 from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from numbers import Integral, Real
 from typing import Any, Literal, get_args
 
@@ -51,6 +59,9 @@ Norm = Literal["l1", "l2"]
 L1ACEBins = Literal["hard", "soft"]
 ScheduleMode = Literal["constant", "add", "multiply"]
 
+#: K numbers.
+ClassWeights = Sequence[float] | torch.Tensor
+
 #: ``fused(below, label, grad) -> values``; see :class:`VoxelLoss`.
 FusedForm = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
@@ -72,6 +83,8 @@ def _shown_options(module: object, hidden: tuple[str, ...] = ()) -> str:
         value = getattr(module, name, None)
         if value is None or isinstance(value, torch.nn.Module) or (name in hidden and value == parameter.default):
             continue
+        if isinstance(value, torch.Tensor):
+            value = [float(f"{number:.6g}") for number in value.tolist()]
         if isinstance(parameter.default, float) and isinstance(value, int):
             value = float(value)  # margin=5 and margin=5.0 are one loss
         shown.append(f"{name}={value!r}")
@@ -99,13 +112,15 @@ class VoxelLoss(_Loss):
     Args:
         ignore_index: voxels with this label do not count.
         reduction: "mean" over the voxels that count, "sum" over them, or "none" for the value of each voxel.
+        weight: of each class, K numbers >= 0, as in torch. It works through ``at_label``. None: 1 for all.
 
     Shape:
-        logits (B, K, *spatial) floating point; target (B, *spatial) or (B, 1, *spatial) labels. Returns a scalar, or
-        (B, *spatial) where the reduction is "none".
+        logits (B, K, *spatial) floating point; target (B, *spatial) or (B, 1, *spatial) labels, or (B, K, *spatial)
+        soft labels. Returns a scalar, or (B, *spatial) where the reduction is "none".
 
     Raises:
-        ValueError: unknown reduction; logits or target not as the module docstring says.
+        ValueError: unknown reduction; weights that are no numbers >= 0 or not K; logits or target not as the module
+            docstring says.
 
     Example:
         >>> import torch
@@ -119,14 +134,18 @@ class VoxelLoss(_Loss):
 
     fused: FusedForm | None = None
 
-    def __init__(self, ignore_index: int = -100, reduction: Reduction = "mean") -> None:
+    def __init__(
+        self, ignore_index: int = -100, reduction: Reduction = "mean", weight: ClassWeights | None = None
+    ) -> None:
         super().__init__()
         self.reduction = _choice("reduction", reduction, Reduction)
         self.ignore_index = _whole("ignore_index", ignore_index)
+        self.weight: torch.Tensor | None
+        self.register_buffer("weight", None if weight is None else _class_weights(weight), persistent=False)
 
     def extra_repr(self) -> str:
-        """The options for repr; ``ignore_index`` and ``reduction`` only where they are not the default."""
-        return _shown_options(self, hidden=("ignore_index", "reduction"))
+        """The options for repr; ``ignore_index``, ``reduction`` and ``sigmoid`` only where they are not the default."""
+        return _shown_options(self, hidden=("ignore_index", "reduction", "sigmoid"))
 
     def voxel_loss(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         """The definition: the loss of each voxel.
@@ -134,9 +153,10 @@ class VoxelLoss(_Loss):
         Args:
             logits: (B, K, *spatial), float32 or float64, already checked; 0 where a voxel is ignored.
             target: (B, *spatial), int64. Voxels with ``ignore_index`` are still in it; what comes out there is dropped.
+                Or soft labels, (B, K, *spatial), floating point.
 
         Returns:
-            (B, *spatial).
+            (B, *spatial). Where the reduction is the mean, the mean of these is the loss.
         """
         raise NotImplementedError(f"{type(self).__name__}: expected a definition of voxel_loss(logits, target)")
 
@@ -151,25 +171,49 @@ class VoxelLoss(_Loss):
             cls.fused = None
 
     def at_label(self, values: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        """The value of the labelled class at each voxel, for use in ``voxel_loss``.
+        """The value of the labelled class at each voxel, times the weight of that class, for use in ``voxel_loss``.
+        With soft labels it is the sum over the classes of label, weight and value.
 
         Args:
             values: one for each class, (B, K, *spatial), such as log-probabilities.
-            target: (B, *spatial), int64. A voxel with ``ignore_index`` gets the value of class 0.
+            target: (B, *spatial), int64. A voxel with ``ignore_index`` gets the value of class 0. Or soft labels.
 
         Returns:
             (B, *spatial).
         """
+        values = self.weighted(values, target)
+        if target.is_floating_point():
+            return (target * values).sum(1)
         inside = target.masked_fill(target == self.ignore_index, 0)
         return values.gather(1, inside.unsqueeze(1)).squeeze(1)
 
+    def weighted(self, values: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        """Values times the weight of their class, for use in ``voxel_loss`` where a term is no ``at_label``. Where the
+        reduction is the mean over labels, the weights are divided by the mean weight of these labels, as in torch.
+
+        Args:
+            values: one for each class, (B, K, *spatial).
+            target: as for ``at_label``.
+
+        Returns:
+            Like values.
+        """
+        if self.weight is None:
+            return values
+        weight = self.weight.to(values)
+        if self.reduction == "mean" and not target.is_floating_point():
+            keep = target != self.ignore_index
+            total = torch.where(keep, weight[target.masked_fill(~keep, 0)], 0).sum()
+            weight = weight * torch.where(total > 0, keep.sum() / total, 0)
+        return values * weight.view(-1, *[1] * (values.dim() - 2))
+
     def forward(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         """The loss of a batch; shapes and errors as the class says."""
-        target, keep = _checked_target(logits, target, self.ignore_index)
+        target, keep = self._checked(logits, target)
         if logits.dtype in (torch.float16, torch.bfloat16):
             logits = logits.float()
-        with torch.autocast(logits.device.type, enabled=False):
-            if self.fused is None or _plain_form_needed():
+        with _autocast_off(logits.device):
+            if self.fused is None or not self._fusible(target) or _plain_form_needed():
                 values = self.voxel_loss(_without_ignored(logits, keep), target)
                 values = values if keep is None else torch.where(keep, values, values.new_zeros(()))
             else:
@@ -179,9 +223,26 @@ class VoxelLoss(_Loss):
         elif self.reduction == "sum":
             loss = values.sum()
         else:
-            loss = values.sum() / (max(1, target.numel()) if keep is None else keep.sum().clamp(min=1))
+            loss = values.sum() / (max(1, values.numel()) if keep is None else keep.sum().clamp(min=1))
         _raise_if_not_finite(loss, logits)
         return loss
+
+    def _checked(self, logits: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The target and where it counts, as ``voxel_loss`` takes them."""
+        checked = _checked_target(logits, target, self.ignore_index, soft=True)
+        if self.weight is not None and len(self.weight) != logits.shape[1]:
+            raise ValueError(
+                f"weight: got {len(self.weight)} numbers, expected one for each of {logits.shape[1]} classes"
+            )
+        return checked
+
+    def _fusible(self, target: torch.Tensor) -> bool:
+        """``fused`` knows labels without weights only."""
+        return self.weight is None and not target.is_floating_point()
+
+
+def _autocast_off(device: torch.device) -> AbstractContextManager[Any]:
+    return torch.autocast(device.type, enabled=False) if torch.amp.is_autocast_available(device.type) else nullcontext()
 
 
 def _plain_form_needed() -> bool:
@@ -245,8 +306,23 @@ class _Fused(torch.autograd.Function):
 
 
 def _check_tensor(name: str, value: Any) -> None:
-    if not isinstance(value, torch.Tensor):
-        raise ValueError(f"{name}: got a {type(value).__module__}.{type(value).__qualname__}, expected a torch.Tensor")
+    if isinstance(value, torch.Tensor):
+        return
+    if hasattr(value, "logits"):
+        hint = "; a model's output holds one in .logits"
+    elif isinstance(value, dict):
+        hint = f"; take one of its entries, such as [{next(iter(value), 'out')!r}]"
+    elif isinstance(value, (list, tuple)) and any(isinstance(one, torch.Tensor) for one in value):
+        hint = (
+            "; for deep supervision put the loss into MONAI's DeepSupervisionLoss or nnU-Net's DeepSupervisionWrapper"
+        )
+    elif hasattr(value, "__array__"):
+        hint = "; torch.as_tensor makes one"
+    else:
+        hint = ""
+    raise ValueError(
+        f"{name}: got a {type(value).__module__}.{type(value).__qualname__}, expected a torch.Tensor{hint}"
+    )
 
 
 def _check_scores(name: str, scores: torch.Tensor) -> None:
@@ -257,8 +333,11 @@ def _check_scores(name: str, scores: torch.Tensor) -> None:
             f"{name}: got shape {tuple(scores.shape)} of {scores.dtype}, expected floating point (B, K, *spatial)"
         )
     if scores.shape[1] < 2:
+        hint = "for one-channel logits there is MbLSLoss(sigmoid=True)"
+        if name == "probs":
+            hint = "the two classes of one channel p are torch.cat([1 - p, p], 1)"
         raise ValueError(
-            f"{name}: got {scores.shape[1]} class (dimension 1 of {tuple(scores.shape)}), expected at least 2"
+            f"{name}: got {scores.shape[1]} class (dimension 1 of {tuple(scores.shape)}), expected at least 2; {hint}"
         )
 
 
@@ -280,12 +359,16 @@ def _checked_labels(name: str, labels: torch.Tensor) -> torch.Tensor:
 
 
 def _checked_voxels(
-    name: str, scores: torch.Tensor, target: torch.Tensor, mask: torch.Tensor | None = None
+    name: str, scores: torch.Tensor, target: torch.Tensor, mask: torch.Tensor | None = None, soft: bool = False
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Labels and mask, (B, *spatial), of the voxels of ``name``, logits or probabilities. A wrong one is a ValueError;
-    whether labels lie within 0..K-1 is left to the caller."""
+    whether labels lie within 0..K-1 is left to the caller. Where ``soft``, the target may be soft labels as well, like
+    the scores in shape; these come back in floating point."""
     _check_scores(name, scores)
-    target = _checked_labels("target", _of_voxels("target", target, name, scores))
+    if soft and isinstance(target, torch.Tensor) and target.shape == scores.shape and target.is_floating_point():
+        target = _checked_soft_labels(name, scores, target)
+    else:
+        target = _checked_labels("target", _of_voxels("target", target, name, scores, soft))
     if mask is not None:
         mask = _of_voxels("mask", mask, name, scores)
         if mask.dtype != torch.bool:
@@ -293,19 +376,67 @@ def _checked_voxels(
     return target, mask
 
 
-def _of_voxels(name: str, values: torch.Tensor, scores_name: str, scores: torch.Tensor) -> torch.Tensor:
+def _checked_soft_labels(scores_name: str, scores: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """Class probabilities in floating point. Their values are looked at on the CPU only, as those of labels are."""
+    _check_device("target", target, scores_name, scores)
+    target = target.to(torch.promote_types(scores.dtype, torch.float32))
+    if target.device.type == "cpu" and target.numel() and not _plain_form_needed():
+        _raise_if_no_probabilities(target)
+    return target
+
+
+def _raise_if_no_probabilities(target: torch.Tensor) -> None:
+    low, off = float(target.min()), float((target.sum(1) - 1).abs().max())
+    if not (low >= 0 and off <= 2e-2):  # sums in bfloat16 are off by less
+        raise ValueError(
+            f"target: got soft labels down to {low:.4g} with sums off 1 by up to {off:.4g}, "
+            "expected probabilities that sum to 1 over dimension 1"
+        )
+
+
+def _check_device(name: str, values: torch.Tensor, scores_name: str, scores: torch.Tensor) -> None:
+    if values.device != scores.device:
+        raise ValueError(f"{name}: got device {values.device}, expected {scores.device} like {scores_name}")
+
+
+def _of_voxels(
+    name: str, values: torch.Tensor, scores_name: str, scores: torch.Tensor, soft: bool = False
+) -> torch.Tensor:
     """Labels or mask without the channel of size 1 that they may have."""
     _check_tensor(name, values)
     expected = scores.shape[:1] + scores.shape[2:]
     if values.shape not in (expected, (*scores.shape[:1], 1, *scores.shape[2:])):
-        hint = "; one-hot labels want an argmax over their channels" if values.shape == scores.shape else ""
+        hint = ""
+        if values.shape == scores.shape:
+            hint = "; one-hot labels want an argmax over their channels" + (", or .float()" if soft else "")
+        elif scores.dim() > 2 and values.dim() in (scores.dim() - 1, scores.dim()) and len(values) == len(scores):
+            here, there = tuple(scores.shape[2:]), tuple(values.shape[2 - scores.dim() :])
+            if here != there:
+                hint = (
+                    f"; {scores_name} have another resolution, {here} instead of {there}: bring one to that of the "
+                    "other with torch.nn.functional.interpolate (labels with mode='nearest')"
+                )
+        or_soft = ", or soft labels in floating point of that shape" if soft else ""
         raise ValueError(
             f"{name}: got shape {tuple(values.shape)}, expected {tuple(expected)} or a channel of size 1 after the "
-            f"batch, for {scores_name} of shape {tuple(scores.shape)}{hint}"
+            f"batch, for {scores_name} of shape {tuple(scores.shape)}{or_soft}{hint}"
         )
-    if values.device != scores.device:
-        raise ValueError(f"{name}: got device {values.device}, expected {scores.device} like {scores_name}")
+    _check_device(name, values, scores_name, scores)
     return values if values.shape == expected else values.squeeze(1)
+
+
+@functools.cache
+def _has_float64(device: torch.device) -> bool:
+    try:
+        torch.ones(1, dtype=torch.float64, device=device).add(1)
+    except (TypeError, RuntimeError):  # Apple's MPS; some of Intel's GPUs
+        return False
+    return True
+
+
+def _where_float64_is(*tensors: Any) -> tuple[Any, ...]:
+    """The tensors, on the CPU if their device has no float64; None stays None."""
+    return tuple(one if one is None or _has_float64(one.device) else one.cpu() for one in tensors)
 
 
 #: What metrics and post-hoc scaling say of voxels whose label is not within 0..K-1.
@@ -361,6 +492,13 @@ def _spatial_dims(value: Any) -> int:
     return _number("spatial_dims", value, lambda number: number in (2, 3), "2 or 3", Integral)
 
 
+def _class_weights(values: Any) -> torch.Tensor:
+    flat = values.detach().tolist() if isinstance(values, torch.Tensor) else values
+    if isinstance(flat, str) or not isinstance(flat, Sequence) or len(flat) < 2:
+        raise ValueError(f"weight: got {values!r}, expected a number >= 0 for each class")
+    return torch.tensor([float(_not_negative("weight", number)) for number in flat])
+
+
 def _choice(name: str, value: Any, kind: Any) -> Any:
     """The option as one of the words of a Literal."""
     *words, last = (f'"{word}"' for word in get_args(kind))
@@ -373,10 +511,14 @@ def _choice(name: str, value: Any, kind: Any) -> Any:
 
 
 def _checked_target(
-    logits: torch.Tensor, target: torch.Tensor, ignore_index: int | None
+    logits: torch.Tensor, target: torch.Tensor, ignore_index: int | None, soft: bool = False
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Target as int64 (B, *spatial), and where it counts (None: everywhere). A wrong one is a ValueError."""
-    target = _checked_voxels("logits", logits, target)[0].long()
+    """Target as int64 (B, *spatial), and where it counts (None: everywhere). A wrong one is a ValueError. Where
+    ``soft``, soft labels pass as well, (B, K, *spatial) in floating point; they count everywhere."""
+    target = _checked_voxels("logits", logits, target, soft=soft)[0]
+    if target.is_floating_point():
+        return target, None
+    target = target.long()
     # On a GPU reading the range would make the host wait at every step; there the indexing kernels check it themselves.
     if target.device.type == "cpu" and target.numel() and not _plain_form_needed():
         lowest, highest = (int(bound) for bound in target.aminmax())
@@ -388,9 +530,53 @@ def _checked_target(
     return target, None if ignore_index is None else target != ignore_index
 
 
+def _checked_binary_target(
+    logits: torch.Tensor, target: torch.Tensor, ignore_index: int
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """For logits whose channels are yes-or-no questions of their own: the answers in floating point, (B, C, *spatial)
+    like the logits, and which of them count (None: all)."""
+    _check_tensor("logits", logits)
+    _check_tensor("target", target)
+    if logits.dim() < 2 or not logits.is_floating_point():
+        raise ValueError(
+            f"logits: got shape {tuple(logits.shape)} of {logits.dtype}, expected floating point (B, C, *spatial)"
+        )
+    without_channel = logits.shape[:1] + logits.shape[2:]
+    if target.shape != logits.shape and not (logits.shape[1] == 1 and target.shape == without_channel):
+        or_without = f" or {tuple(without_channel)}" if logits.shape[1] == 1 else ", one channel of 0 and 1 a class"
+        raise ValueError(
+            f"target: got shape {tuple(target.shape)}, expected {tuple(logits.shape)}{or_without} for sigmoid=True"
+        )
+    _check_device("target", target, "logits", logits)
+    if target.is_complex():
+        raise ValueError(f"target: got {target.dtype}, expected 0 and 1, or probabilities")
+    target = target.reshape(logits.shape).to(torch.promote_types(logits.dtype, torch.float32))
+    keep = target != ignore_index
+    if target.device.type == "cpu" and not _plain_form_needed():  # as for labels
+        wrong = target[keep & ~((target >= 0) & (target <= 1))]
+        if wrong.numel():
+            raise ValueError(
+                f"target: got {wrong[0].item():.6g} ({wrong.numel()} values out of range), "
+                f"expected 0..1 or ignore_index={ignore_index} for sigmoid=True"
+            )
+        if keep.all():
+            return target, None
+    return target, keep
+
+
 def _without_ignored(logits: torch.Tensor, keep: torch.Tensor | None) -> torch.Tensor:
     """Logits that are 0 where a voxel is ignored: a product with 0 would let a NaN through, and so would a gradient."""
-    return logits if keep is None else logits.masked_fill(~keep.unsqueeze(1), 0)
+    if keep is None:
+        return logits
+    return logits.masked_fill(~(keep if keep.dim() == logits.dim() else keep.unsqueeze(1)), 0)
+
+
+def _one_hot(probs: torch.Tensor, target: torch.Tensor, keep: torch.Tensor | None) -> torch.Tensor:
+    """Labels as probabilities like ``probs``; soft ones are that already. An ignored voxel is one of class 0."""
+    if target.is_floating_point():
+        return target.to(probs.dtype)
+    inside = target if keep is None else target.masked_fill(~keep, 0)
+    return torch.zeros_like(probs).scatter_(1, inside.unsqueeze(1), 1)
 
 
 def _softmax_of_counted(logits: torch.Tensor, keep: torch.Tensor | None) -> torch.Tensor:
@@ -433,10 +619,11 @@ class CrossEntropyLoss(VoxelLoss):
     Args:
         ignore_index: voxels with this label do not count.
         reduction: "mean", "sum" or "none"; see the module docstring.
+        weight: of each class, K numbers >= 0, as in torch; see the module docstring.
 
     Shape:
-        logits (B, K, *spatial) floating point; target (B, *spatial) or (B, 1, *spatial) labels. Returns a scalar, or
-        (B, *spatial) where the reduction is "none".
+        logits (B, K, *spatial) floating point; target (B, *spatial) or (B, 1, *spatial) labels, or (B, K, *spatial)
+        soft labels. Returns a scalar, or (B, *spatial) where the reduction is "none".
 
     Raises:
         ValueError: an option out of range; logits or target not as the module docstring says.
@@ -471,10 +658,11 @@ class LabelSmoothingLoss(VoxelLoss):
         alpha: weight of the uniform distribution in the label, 0 <= alpha <= 1.
         ignore_index: voxels with this label do not count.
         reduction: "mean", "sum" or "none"; see the module docstring.
+        weight: of each class, K numbers >= 0, as in torch; see the module docstring.
 
     Shape:
-        logits (B, K, *spatial) floating point; target (B, *spatial) or (B, 1, *spatial) labels. Returns a scalar, or
-        (B, *spatial) where the reduction is "none".
+        logits (B, K, *spatial) floating point; target (B, *spatial) or (B, 1, *spatial) labels, or (B, K, *spatial)
+        soft labels. Returns a scalar, or (B, *spatial) where the reduction is "none".
 
     Raises:
         ValueError: alpha outside [0, 1]; logits or target not as the module docstring says.
@@ -490,13 +678,21 @@ class LabelSmoothingLoss(VoxelLoss):
         Szegedy et al., CVPR 2016, section 7; Murugesan et al., arXiv 2209.09641, the baseline LS.
     """
 
-    def __init__(self, alpha: float = 0.1, ignore_index: int = -100, reduction: Reduction = "mean") -> None:
-        super().__init__(ignore_index, reduction)
+    def __init__(
+        self,
+        alpha: float = 0.1,
+        ignore_index: int = -100,
+        reduction: Reduction = "mean",
+        *,
+        weight: ClassWeights | None = None,
+    ) -> None:
+        super().__init__(ignore_index, reduction, weight)
         self.alpha = _number("alpha", alpha, lambda number: 0 <= number <= 1, "0 <= alpha <= 1")
 
     def voxel_loss(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         log_probs = F.log_softmax(logits, dim=1)
-        return -(1 - self.alpha) * self.at_label(log_probs, target) - self.alpha * log_probs.mean(dim=1)
+        of_all = self.weighted(log_probs, target).mean(dim=1)
+        return -(1 - self.alpha) * self.at_label(log_probs, target) - self.alpha * of_all
 
     def fused(self, below: torch.Tensor, label: torch.Tensor, grad: torch.Tensor) -> torch.Tensor:
         r"""Gradient :math:`s - (1-\alpha)\,y - \alpha/K`."""
@@ -514,10 +710,11 @@ class FocalLoss(VoxelLoss):
         gamma: focusing parameter, >= 0; 0 gives cross-entropy.
         ignore_index: voxels with this label do not count.
         reduction: "mean", "sum" or "none"; see the module docstring.
+        weight: of each class, K numbers >= 0, as in torch; see the module docstring.
 
     Shape:
-        logits (B, K, *spatial) floating point; target (B, *spatial) or (B, 1, *spatial) labels. Returns a scalar, or
-        (B, *spatial) where the reduction is "none".
+        logits (B, K, *spatial) floating point; target (B, *spatial) or (B, 1, *spatial) labels, or (B, K, *spatial)
+        soft labels. Returns a scalar, or (B, *spatial) where the reduction is "none".
 
     Raises:
         ValueError: negative gamma; logits or target not as the module docstring says.
@@ -534,15 +731,22 @@ class FocalLoss(VoxelLoss):
         the baseline FL.
     """
 
-    def __init__(self, gamma: float = 3.0, ignore_index: int = -100, reduction: Reduction = "mean") -> None:
-        super().__init__(ignore_index, reduction)
+    def __init__(
+        self,
+        gamma: float = 3.0,
+        ignore_index: int = -100,
+        reduction: Reduction = "mean",
+        *,
+        weight: ClassWeights | None = None,
+    ) -> None:
+        super().__init__(ignore_index, reduction, weight)
         self.gamma = _not_negative("gamma", gamma)
 
     def voxel_loss(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        log_likelihood = self.at_label(F.log_softmax(logits, dim=1), target)
-        # The clamp keeps the gradient of pow finite where s_j rounds to 1 and gamma < 1.
-        miss = (-torch.expm1(log_likelihood)).clamp(min=torch.finfo(logits.dtype).tiny)
-        return -(miss**self.gamma) * log_likelihood
+        log_probs = F.log_softmax(logits, dim=1)
+        # The clamp keeps the gradient of pow finite where s_k rounds to 1 and gamma < 1.
+        miss = (-torch.expm1(log_probs)).clamp(min=torch.finfo(logits.dtype).tiny)
+        return -self.at_label(miss**self.gamma * log_probs, target)
 
     def fused(self, below: torch.Tensor, label: torch.Tensor, grad: torch.Tensor) -> torch.Tensor:
         r"""Gradient :math:`c\,(s - y)` with :math:`c = (1-s_j)^\gamma - \gamma (1-s_j)^{\gamma-1} s_j \log s_j`."""
@@ -564,10 +768,11 @@ class EntropyPenaltyLoss(VoxelLoss):
         alpha: weight of the entropy, >= 0. The official code also divides H by K: its alpha is K times this one.
         ignore_index: voxels with this label do not count.
         reduction: "mean", "sum" or "none"; see the module docstring.
+        weight: of each class, K numbers >= 0, as in torch; see the module docstring.
 
     Shape:
-        logits (B, K, *spatial) floating point; target (B, *spatial) or (B, 1, *spatial) labels. Returns a scalar, or
-        (B, *spatial) where the reduction is "none".
+        logits (B, K, *spatial) floating point; target (B, *spatial) or (B, 1, *spatial) labels, or (B, K, *spatial)
+        soft labels. Returns a scalar, or (B, *spatial) where the reduction is "none".
 
     Raises:
         ValueError: negative alpha; logits or target not as the module docstring says.
@@ -583,8 +788,15 @@ class EntropyPenaltyLoss(VoxelLoss):
         Pereyra et al., ICLR workshop 2017; Murugesan et al., arXiv 2209.09641, the baseline ECP.
     """
 
-    def __init__(self, alpha: float = 0.1, ignore_index: int = -100, reduction: Reduction = "mean") -> None:
-        super().__init__(ignore_index, reduction)
+    def __init__(
+        self,
+        alpha: float = 0.1,
+        ignore_index: int = -100,
+        reduction: Reduction = "mean",
+        *,
+        weight: ClassWeights | None = None,
+    ) -> None:
+        super().__init__(ignore_index, reduction, weight)
         self.alpha = _not_negative("alpha", alpha)
 
     def voxel_loss(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
@@ -614,6 +826,12 @@ class MbLSLoss(VoxelLoss):
     Logits that share the maximum share its sub-gradient evenly (as in ``torch.amax``), so that the order of the classes
     never matters.
 
+    With ``sigmoid=True`` each channel is a yes-or-no question of its own, one channel or many (multi-label):
+
+    .. math:: \mathrm{BCE}(l, y) + \frac{\alpha}{2} \max(0, |l| - m)
+
+    One such channel is exactly the softmax loss of the two logits (0, l).
+
     Args:
         margin: largest logit distance that goes unpenalised, m >= 0, in logits.
         alpha: weight of the penalty, lambda in the paper, >= 0.
@@ -621,13 +839,18 @@ class MbLSLoss(VoxelLoss):
             well. The official 'L2' code squares before the hinge and so penalises distances on both sides of m.
         ignore_index: voxels with this label do not count.
         reduction: "mean", "sum" or "none"; see the module docstring.
+        weight: of each class, K numbers >= 0, as in torch; see the module docstring. Not with ``sigmoid``.
+        sigmoid: logits are (B, C, *spatial), C >= 1; target is like them, 0 and 1 or probabilities, or ``ignore_index``
+            where an answer does not count; for one channel (B, *spatial) too. "none" returns (B, C, *spatial). The mean
+            is over all answers that count.
 
     Shape:
-        logits (B, K, *spatial) floating point; target (B, *spatial) or (B, 1, *spatial) labels. Returns a scalar, or
-        (B, *spatial) where the reduction is "none".
+        logits (B, K, *spatial) floating point; target (B, *spatial) or (B, 1, *spatial) labels, or (B, K, *spatial)
+        soft labels. Returns a scalar, or (B, *spatial) where the reduction is "none".
 
     Raises:
-        ValueError: negative margin or alpha; unknown norm; logits or target not as the module docstring says.
+        ValueError: negative margin or alpha; unknown norm; weight beside sigmoid; logits or target not as the module
+            docstring says.
 
     Example:
         >>> import torch
@@ -635,6 +858,10 @@ class MbLSLoss(VoxelLoss):
         >>> logits, target = torch.tensor([[1.0, 0.0, -6.0]]), torch.tensor([0])
         >>> round(MbLSLoss(margin=5.0)(logits, target).item(), 4)
         0.3806
+        >>> one_channel = MbLSLoss(margin=5.0, sigmoid=True)(torch.tensor([[-7.0]]), torch.tensor([1]))
+        >>> two_classes = MbLSLoss(margin=5.0)(torch.tensor([[0.0, -7.0]]), torch.tensor([1]))
+        >>> round(one_channel.item(), 4), round(two_classes.item(), 4)
+        (7.1009, 7.1009)
 
     References:
         Murugesan et al., Medical Image Analysis 2023, arXiv 2209.09641, the penalty form of the margin constraint; Liu
@@ -648,17 +875,35 @@ class MbLSLoss(VoxelLoss):
         norm: Norm = "l1",
         ignore_index: int = -100,
         reduction: Reduction = "mean",
+        *,
+        weight: ClassWeights | None = None,
+        sigmoid: bool = False,
     ) -> None:
-        super().__init__(ignore_index, reduction)
+        super().__init__(ignore_index, reduction, weight)
+        if not isinstance(sigmoid, bool):
+            raise ValueError(f"sigmoid: got {sigmoid!r}, expected True or False")
+        if sigmoid and weight is not None:
+            raise ValueError("weight: got class weights beside sigmoid=True, expected None, since it has no classes")
+        self.sigmoid = sigmoid
         self.margin = _not_negative("margin", margin)
         self.alpha = _not_negative("alpha", alpha)
         self.norm = _choice("norm", norm, Norm)
 
     def voxel_loss(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        distances = logits.amax(dim=1, keepdim=True) - logits
+        distances = logits.abs() if self.sigmoid else logits.amax(dim=1, keepdim=True) - logits
         excess = F.relu(distances - self.margin)
         penalty = excess if self.norm == "l1" else excess.square()
+        if self.sigmoid:
+            answers = target.to(logits.dtype)
+            return F.binary_cross_entropy_with_logits(logits, answers, reduction="none") + self.alpha / 2 * penalty
         return -self.at_label(F.log_softmax(logits, dim=1), target) + self.alpha * penalty.mean(dim=1)
+
+    def _checked(self, logits: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        return (
+            _checked_binary_target(logits, target, self.ignore_index)
+            if self.sigmoid
+            else super()._checked(logits, target)
+        )
 
     def fused(self, below: torch.Tensor, label: torch.Tensor, grad: torch.Tensor) -> torch.Tensor:
         r"""Gradient :math:`s - y + \frac{\alpha}{K} p`.
@@ -697,6 +942,7 @@ class SVLSLoss(VoxelLoss):
         spatial_dims: 2 or 3.
         ignore_index: voxels with this label do not count.
         reduction: "mean", "sum" or "none"; see the module docstring.
+        weight: of each class, K numbers >= 0, as in torch; see the module docstring.
 
     Shape:
         logits (B, num_classes, *spatial) floating point, with spatial_dims spatial dimensions; target (B, *spatial) or
@@ -730,8 +976,10 @@ class SVLSLoss(VoxelLoss):
         spatial_dims: int = 2,
         ignore_index: int = -100,
         reduction: Reduction = "mean",
+        *,
+        weight: ClassWeights | None = None,
     ) -> None:
-        super().__init__(ignore_index, reduction)
+        super().__init__(ignore_index, reduction, weight)
         self.num_classes = _whole("num_classes", num_classes, 2)
         self.sigma = _positive("sigma", sigma)
         self.kernel_size: int = _number(
@@ -747,14 +995,17 @@ class SVLSLoss(VoxelLoss):
         """The soft labels that the logits are compared with.
 
         Args:
-            target: (B, *spatial), int64, within 0..K-1 or ``ignore_index``.
+            target: (B, *spatial), int64, within 0..K-1 or ``ignore_index``; or soft labels, (B, K, *spatial).
 
         Returns:
             (B, K, *spatial), float32; they sum to 1 at each voxel.
         """
-        keep = target != self.ignore_index
-        one_hot = F.one_hot(torch.where(keep, target, 0), self.num_classes).movedim(-1, 1).to(self.kernel.dtype)
-        one_hot = one_hot * keep.unsqueeze(1)
+        if target.is_floating_point():
+            one_hot = target.to(self.kernel.dtype)
+        else:
+            keep = target != self.ignore_index
+            one_hot = F.one_hot(torch.where(keep, target, 0), self.num_classes).movedim(-1, 1).to(self.kernel.dtype)
+            one_hot = one_hot * keep.unsqueeze(1)
         padded = F.pad(one_hot, (self.padding, self.padding) * self.spatial_dims, mode="replicate")
         convolve = F.conv2d if self.spatial_dims == 2 else F.conv3d
         smooth = convolve(padded, self.kernel, groups=self.num_classes)
@@ -762,7 +1013,8 @@ class SVLSLoss(VoxelLoss):
 
     def voxel_loss(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         _check_form(logits, self.num_classes, self.spatial_dims)
-        return -(self.smooth_labels(target) * F.log_softmax(logits, dim=1)).sum(dim=1)
+        log_probs = self.weighted(F.log_softmax(logits, dim=1), target)
+        return -(self.smooth_labels(target) * log_probs).sum(dim=1)
 
 
 def _svls_kernel(sigma: float, size: int, spatial_dims: int) -> torch.Tensor:
@@ -828,7 +1080,7 @@ class NACLLoss(VoxelLoss):
     def forward(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         target, _ = _checked_target(logits, target, ignore_index=None)
         _check_form(logits, self.num_classes, self.spatial_dims)
-        with torch.autocast(logits.device.type, enabled=False):
+        with _autocast_off(logits.device):
             loss = self.nacl(logits.float(), target)
         _raise_if_not_finite(loss, logits)
         return loss
@@ -855,14 +1107,13 @@ class _L1ACELoss(_Loss):
 
     def forward(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         """The loss of a batch; shapes and errors as the class says."""
-        target, keep = _checked_target(logits, target, self.ignore_index)
+        target, keep = _checked_target(logits, target, self.ignore_index, soft=True)
         if logits.dim() == 2:  # rows are the voxels of one sample, as in mbls.metrics
-            logits, target = logits.T.unsqueeze(0), target.unsqueeze(0)
+            logits, target = logits.T.unsqueeze(0), target.movedim(0, -1).unsqueeze(0)
             keep = None if keep is None else keep.unsqueeze(0)
-        with torch.autocast(logits.device.type, enabled=False):
+        with _autocast_off(logits.device):
             probs = _softmax_of_counted(logits, keep).flatten(2)
-            inside = target if keep is None else target.masked_fill(~keep, 0)
-            hits = torch.zeros_like(probs).scatter_(1, inside.flatten(1).unsqueeze(1), 1)
+            hits = _one_hot(probs.view(logits.shape), target, keep).flatten(2)
             counted = torch.ones_like(probs[:, :1]) if keep is None else keep.flatten(1).unsqueeze(1).to(probs.dtype)
             hits = hits * counted
             weight = probs.new_zeros(*probs.shape[:2], self.num_bins)
@@ -1036,14 +1287,20 @@ class WithDice(_WithInner):
 
     def forward(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         first = self.loss(logits, target)
-        target, keep = _checked_target(logits, target, self.ignore_index)
-        with torch.autocast(logits.device.type, enabled=False):
-            probs = _softmax_of_counted(logits, keep)
-            inside = target if keep is None else target.masked_fill(~keep, 0)
-            one_hot = torch.zeros_like(probs).scatter_(1, inside.unsqueeze(1), 1)
+        if getattr(self.loss, "sigmoid", False):
+            target, keep = _checked_binary_target(logits, target, self.ignore_index)
+        else:
+            target, keep = _checked_target(logits, target, self.ignore_index, soft=True)
+        with _autocast_off(logits.device):
+            if getattr(self.loss, "sigmoid", False):
+                probs, labels = _without_ignored(logits, keep).to(target.dtype).sigmoid(), target
+            else:
+                probs = _softmax_of_counted(logits, keep)
+                labels = _one_hot(probs, target, keep)
+                keep = None if keep is None else keep.unsqueeze(1)
             if keep is not None:
-                probs, one_hot = probs * keep.unsqueeze(1), one_hot * keep.unsqueeze(1)
-            return first + self.dice(probs, one_hot)
+                probs, labels = probs * keep, labels * keep
+            return first + self.dice(probs, labels)
 
 
 class WithL1ACE(_WithInner):
@@ -1075,6 +1332,8 @@ class WithL1ACE(_WithInner):
 
     def __init__(self, loss: _Loss, weight: float = 1.0, bins: L1ACEBins = "hard") -> None:
         super().__init__(loss, "L1-ACE has no value for each voxel")
+        if getattr(loss, "sigmoid", False) or getattr(getattr(loss, "loss", None), "sigmoid", False):
+            raise ValueError("loss: got one with sigmoid=True, expected a softmax loss, since L1-ACE compares classes")
         self.weight = _not_negative("weight", weight)
         kind = HardL1ACELoss if _choice("bins", bins, L1ACEBins) == "hard" else SoftL1ACELoss
         self.l1_ace = kind(ignore_index=self.ignore_index)
@@ -1210,7 +1469,7 @@ LOSSES: dict[str, Callable[..., _Loss]] = {
 }
 
 
-def build_loss(spec: str, /, num_classes: int, **options: float | str) -> _Loss:
+def build_loss(spec: str, /, num_classes: int, **options: Any) -> _Loss:
     """A loss by its name in :data:`LOSSES`, with options in the text, as keywords, or both.
 
     Args:
@@ -1229,7 +1488,8 @@ def build_loss(spec: str, /, num_classes: int, **options: float | str) -> _Loss:
         >>> build_loss("mbls", num_classes=4, margin=5.0)
         MbLSLoss(margin=5.0, alpha=0.1, norm='l1')
     """
-    name, given = parse_loss(spec)
+    name, parsed = parse_loss(spec)
+    given: dict[str, Any] = dict(parsed)
     if name not in LOSSES:
         raise ValueError(f"name: got {name!r}, expected one of {', '.join(LOSSES)}")
     num_classes = _whole("num_classes", num_classes, 2)
@@ -1244,7 +1504,7 @@ def build_loss(spec: str, /, num_classes: int, **options: float | str) -> _Loss:
         raise ValueError(f"options of loss {name!r}: got {given}: {error}") from error
 
 
-def _check_option_names(name: str, options: dict[str, float | str]) -> None:
+def _check_option_names(name: str, options: dict[str, Any]) -> None:
     parameters = inspect.signature(LOSSES[name]).parameters
     if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values()):
         return  # a builder that does not say which options it has

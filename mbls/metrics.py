@@ -6,7 +6,8 @@ counts. Without a mask all voxels count. ``(N, K)`` with ``(N,)`` works too. Fig
 nats.
 
 Bins are right-closed, ``(lo, hi]``; a probability of exactly 0 falls in the first bin and one of exactly 1 in the last.
-All sums are float64: float32 sums over 1e7 voxels are off by several percent.
+All sums are float64: float32 sums over 1e7 voxels are off by several percent. A device without float64 (Apple's MPS)
+hands its tensors to the CPU.
 
 Other libraries mean other things by the same words:
 
@@ -42,6 +43,7 @@ from mbls.losses import (
     _number,
     _positive,
     _raise_if_label_outside,
+    _where_float64_is,
     _whole,
 )
 
@@ -887,7 +889,7 @@ def _checked(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
     """Shapes, types and devices, or a ValueError; the values are looked at block by block."""
     target, mask = _checked_voxels("probs", probs, target, mask)
-    return probs.detach(), target, mask
+    return _where_float64_is(probs.detach(), target, mask)
 
 
 def _blocks(

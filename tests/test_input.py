@@ -80,7 +80,8 @@ TAKERS = {name: ("logits", build_loss(name, K)) for name in LOSSES} | MASKED
 def make_input(scores_name="logits", shape=(2, K, 8, 8)):
     generator = torch.Generator().manual_seed(0)
     logits = 2 * torch.randn(shape, generator=generator)
-    target = torch.randint(K, (shape[0], *shape[2:]), generator=generator)
+    rows = logits.softmax(1).movedim(1, -1).flatten(0, -2)
+    target = torch.multinomial(rows, 1, generator=generator).view(shape[0], *shape[2:])
     return logits if scores_name == "logits" else logits.softmax(1), target
 
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torch.utils.checkpoint
+from no_float64 import device_without_float64
 
 from mbls.losses import (
     LOSSES,
@@ -341,6 +342,322 @@ def test_tied_logits_share_the_margins_gradient():
     logits = torch.tensor([[3.0, 3.0, 0.0]], requires_grad=True)
     (MbLSLoss(1.0, alpha=1.0)(logits, torch.tensor([0])) - CrossEntropyLoss()(logits, torch.tensor([0]))).backward()
     assert logits.grad[0].tolist() == pytest.approx([1 / 6, 1 / 6, -1 / 3], abs=1e-6)
+
+
+# Soft labels.
+
+
+def make_soft(shape=(2, K, 6, 5), dtype=torch.float32, seed=1):
+    generator = torch.Generator().manual_seed(seed)
+    return (2 * torch.randn(shape, generator=generator, dtype=torch.float64)).softmax(1).to(dtype)
+
+
+def as_soft(target, dtype=torch.float32):
+    return F.one_hot(target, K).movedim(-1, 1).to(dtype)
+
+
+@pytest.mark.parametrize("name", sorted(set(LOSSES) - {"nacl"}))
+def test_one_hot_labels_are_labels(name):
+    logits, target = make_batch(dtype=torch.float64)
+    loss = build_loss(name, K)
+    values, gradients = [], []
+    for labels in (target, as_soft(target), as_soft(target, torch.float16)):
+        leaf = logits.clone().requires_grad_()
+        value = loss(leaf, labels)
+        value.backward()
+        values.append(value.detach())
+        gradients.append(leaf.grad)
+    for value, gradient in zip(values[1:], gradients[1:], strict=True):
+        torch.testing.assert_close(value, values[0], rtol=1e-6, atol=1e-8)  # SVLS's labels and Dice are in float32
+        torch.testing.assert_close(gradient, gradients[0], rtol=1e-5, atol=1e-8)
+
+
+def test_soft_labels_by_their_formulas():
+    logits, _ = make_batch(dtype=torch.float64)
+    q = make_soft(dtype=torch.float64)
+    s, log_s = logits.softmax(1), logits.log_softmax(1)
+    ce = -(q * log_s).sum(1)
+    distances = logits.amax(1, keepdim=True) - logits
+    expected = {
+        "ce": ce,
+        "ls": -((0.9 * q + 0.1 / K) * log_s).sum(1),
+        "fl": -(q * (1 - s) ** 3 * log_s).sum(1),
+        "ecp": ce + 0.1 * (s * log_s).sum(1),
+        "mbls": ce + 0.1 * (distances - 1.5).clamp(min=0).mean(1),
+        "mbls_l2": ce + 0.1 * (distances - 1.5).clamp(min=0).square().mean(1),
+    }
+    for name, values in expected.items():
+        loss = PER_VOXEL[name](reduction="none")
+        torch.testing.assert_close(loss(logits, q), values, rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(PER_VOXEL[name]()(logits, q), values.mean(), rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(PER_VOXEL[name](reduction="sum")(logits, q), values.sum(), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(CrossEntropyLoss()(logits, q), F.cross_entropy(logits, q))
+    torch.testing.assert_close(LabelSmoothingLoss(0.2)(logits, q), F.cross_entropy(logits, q, label_smoothing=0.2))
+
+
+def test_soft_labels_are_smoothed_by_svls_as_labels_are():
+    _, target = make_batch()
+    loss = SVLSLoss(K)
+    torch.testing.assert_close(loss.smooth_labels(as_soft(target)), loss.smooth_labels(target))
+    mixed = 0.3 * as_soft(target) + 0.7 * as_soft(target.flip(1))
+    parts = 0.3 * loss.smooth_labels(target) + 0.7 * loss.smooth_labels(target.flip(1))
+    torch.testing.assert_close(loss.smooth_labels(mixed), parts)
+
+
+@pytest.mark.parametrize("name", sorted(PER_VOXEL))
+def test_gradcheck_of_soft_labels_and_weights(name):
+    logits, target = make_batch((2, K, 3, 3), torch.float64)
+    loss = PER_VOXEL[name](weight=[0.5, 1.0, 2.0, 0.0])
+    for labels in (target, make_soft((2, K, 3, 3), torch.float64)):
+        assert torch.autograd.gradcheck(lambda values, y=labels: loss(values, y), logits.clone().requires_grad_())
+
+
+def test_rows_of_soft_labels():
+    rows, q = make_batch((700, K))[0], make_soft((700, K))
+    torch.testing.assert_close(MbLSLoss(alpha=0)(rows, q), F.cross_entropy(rows, q))
+    hits = WithL1ACE(CrossEntropyLoss(), bins="soft")
+    volume = hits(rows.T.unsqueeze(0), q.T.unsqueeze(0))
+    torch.testing.assert_close(hits(rows, q), volume)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda q: q * 2, r"target: got soft labels down to .* with sums off 1 by up to 1"),
+        (lambda q: q - 0.5, "target: got soft labels down to -0"),
+        (lambda q: q * torch.nan, "target: got soft labels down to nan"),
+        (lambda q: q[:, :, :, :4], "target: got shape"),
+    ],
+)
+def test_bad_soft_labels(change, message):
+    with pytest.raises(ValueError, match=message):
+        MbLSLoss()(make_batch()[0], change(make_soft()))
+
+
+def test_nacl_takes_no_soft_labels():
+    with pytest.raises(ValueError, match="one-hot labels want an argmax"):
+        NACLLoss(K)(make_batch()[0], make_soft())
+
+
+# Class weights.
+
+WEIGHTS = [0.2, 1.0, 3.0, 0.5]
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("labels", ["hard", "ignoring", "soft"])
+def test_weights_are_torchs(labels, reduction):
+    logits, target = make_batch(dtype=torch.float64)
+    if labels == "ignoring":
+        target[:, :2] = 255
+    weight = torch.tensor(WEIGHTS, dtype=torch.float64)
+    options = {"weight": weight, "reduction": reduction, "ignore_index": 255}
+    if labels == "soft":
+        target = make_soft(dtype=torch.float64)
+        del options["ignore_index"]  # torch has none there
+    expected = F.cross_entropy(logits, target, **options)
+    torch.testing.assert_close(CrossEntropyLoss(**options)(logits, target), expected, rtol=1e-6, atol=0)
+    expected = F.cross_entropy(logits, target, label_smoothing=0.2, **options)
+    torch.testing.assert_close(LabelSmoothingLoss(0.2, **options)(logits, target), expected, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("labels", ["hard", "ignoring", "soft"])
+@pytest.mark.parametrize("name", ["mbls", "mbls_l2", "ecp"])
+def test_penalties_do_not_see_the_weights(name, labels):
+    logits, target = make_batch(dtype=torch.float64)
+    if labels == "ignoring":
+        target[:, :2] = -100
+    if labels == "soft":
+        target = make_soft(dtype=torch.float64)
+    penalty = PER_VOXEL[name]()(logits, target) - CrossEntropyLoss()(logits, target)
+    weight = torch.tensor(WEIGHTS, dtype=torch.float64)
+    expected = F.cross_entropy(logits, target, weight=weight) + penalty
+    torch.testing.assert_close(PER_VOXEL[name](weight=WEIGHTS)(logits, target), expected, rtol=1e-6, atol=0)
+
+
+def test_weights_of_focal_loss():
+    logits, target = make_batch(dtype=torch.float64)
+    values, weight = FocalLoss(reduction="none")(logits, target), torch.tensor(WEIGHTS, dtype=torch.float64)[target]
+    expected = (weight * values).sum() / weight.sum()
+    torch.testing.assert_close(FocalLoss(weight=WEIGHTS)(logits, target), expected, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("name", sorted(PER_VOXEL))
+def test_weights_of_one_change_nothing_and_zero_ones_give_zero(name):
+    logits, target = make_batch(dtype=torch.float64)
+    loss = PER_VOXEL[name]()
+    torch.testing.assert_close(PER_VOXEL[name](weight=torch.ones(K))(logits, target), loss(logits, target))
+    logits.requires_grad_()
+    value = PER_VOXEL[name](weight=[1.0, 0.0, 0.0, 0.0])(logits, torch.ones_like(target))
+    value.backward()
+    assert value.isfinite()
+    assert logits.grad.isfinite().all()
+    if name in ("ce", "ls", "fl"):
+        assert value == 0
+
+
+def test_weights_are_shown_and_belong_to_no_checkpoint():
+    loss = MbLSLoss(weight=torch.tensor([0.1, 1, 2]))
+    assert repr(loss) == "MbLSLoss(margin=10.0, alpha=0.1, norm='l1', weight=[0.1, 1.0, 2.0])"
+    assert loss.state_dict() == {}
+    assert repr(WithDice(CrossEntropyLoss(weight=[1, 2]))).count("weight=[1.0, 2.0]") == 1
+
+
+# One channel, and many that do not exclude each other.
+
+
+@pytest.mark.parametrize("norm", ["l1", "l2"])
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_one_channel_is_two_classes(norm, reduction):
+    logits, _ = make_batch((2, 1, 6, 5), torch.float64, scale=6.0)
+    target = torch.randint(2, (2, 6, 5), generator=torch.Generator().manual_seed(0))
+    target[:, 0] = -100
+    options = {"margin": 2.0, "alpha": 0.7, "norm": norm, "reduction": reduction}
+    both = torch.cat([torch.zeros_like(logits), logits], 1)
+    expected = MbLSLoss(**options)(both, target)
+    loss = MbLSLoss(sigmoid=True, **options)
+    for form in (target, target.unsqueeze(1), target.float(), target.to(torch.int16).unsqueeze(1)):
+        value = loss(logits, form)
+        torch.testing.assert_close(value.squeeze(1) if reduction == "none" else value, expected)
+
+
+def test_many_labels_at_once():
+    logits, _ = make_batch((2, 3, 6, 5), torch.float64, scale=6.0)
+    target = torch.rand((2, 3, 6, 5), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    bce = F.binary_cross_entropy_with_logits(logits, target)
+    penalty = 0.1 / 2 * (logits.abs() - 2).clamp(min=0).mean()
+    torch.testing.assert_close(MbLSLoss(2.0, sigmoid=True)(logits, target), bce + penalty)
+    hard = target > 0.5
+    assert MbLSLoss(sigmoid=True)(logits, hard) == MbLSLoss(sigmoid=True)(logits, hard.long())
+    gradients = logits.requires_grad_()
+    assert torch.autograd.gradcheck(lambda values: MbLSLoss(2.0, sigmoid=True)(values, target), gradients)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_ignored_answers_do_not_matter(channels):
+    logits, _ = make_batch((2, channels, 4, 3))
+    target = torch.randint(2, logits.shape, generator=torch.Generator().manual_seed(0))
+    target[:, 0, 0] = 255
+    for loss in (
+        MbLSLoss(1.0, sigmoid=True, ignore_index=255),
+        WithDice(MbLSLoss(1.0, sigmoid=True, ignore_index=255)),
+    ):
+        values = []
+        for broken in (5.0, math.nan):
+            leaf = logits.clone()
+            leaf[:, 0, 0] = broken
+            leaf.requires_grad_()
+            values.append(loss(leaf, target))
+            values[-1].backward()
+            assert leaf.grad.isfinite().all()
+            assert (leaf.grad[:, 0, 0] == 0).all()
+        assert values[0] == values[1]
+
+
+def test_dice_of_one_channel_is_monais():
+    from monai.losses import DiceLoss
+
+    logits, _ = make_batch((2, 1, 8, 8))
+    target = torch.randint(2, logits.shape, generator=torch.Generator().manual_seed(0))
+    inner = MbLSLoss(1.0, sigmoid=True)
+    expected = inner(logits, target) + DiceLoss(sigmoid=True)(logits, target)
+    torch.testing.assert_close(WithDice(inner)(logits, target), expected)
+
+
+@pytest.mark.parametrize(
+    ("logits", "target", "message"),
+    [
+        (
+            torch.zeros(2, 3, 4),
+            torch.zeros(2, 4),
+            r"target: got shape \(2, 4\), expected \(2, 3, 4\), one channel of 0",
+        ),
+        (torch.zeros(2, 1, 4), torch.zeros(2, 5), r"target: got shape \(2, 5\), expected \(2, 1, 4\) or \(2, 4\)"),
+        (
+            torch.zeros(2, 1, 4),
+            torch.full((2, 4), 2),
+            r"target: got 2 \(8 values out of range\), expected 0..1 or ignore",
+        ),
+        (torch.zeros(2, 1, 4), torch.full((2, 4), torch.nan), r"target: got nan \(8 values"),
+        (torch.zeros(2, 1, 4).long(), torch.zeros(2, 4), "logits: got shape"),
+        (torch.full((2, 1, 4), torch.nan), torch.zeros(2, 4), "logits: got 8 NaN"),
+    ],
+)
+def test_bad_input_of_sigmoid(logits, target, message):
+    with pytest.raises(ValueError, match=message):
+        MbLSLoss(sigmoid=True)(logits, target)
+
+
+# What other people's data come in.
+
+FORMS = {
+    "labels": (lambda: MbLSLoss(1.0), lambda: make_batch()[1]),
+    "float labels": (lambda: MbLSLoss(1.0), lambda: make_batch()[1].float()),
+    "soft": (lambda: MbLSLoss(1.0), make_soft),
+    "weighted": (lambda: MbLSLoss(1.0, weight=WEIGHTS), lambda: make_batch()[1]),
+    "weighted soft": (lambda: LabelSmoothingLoss(weight=WEIGHTS), make_soft),
+    "sigmoid": (lambda: MbLSLoss(1.0, sigmoid=True), lambda: (make_soft() > 0.3).long()),
+    "dice": (lambda: WithDice(MbLSLoss(1.0)), make_soft),
+}
+
+
+@pytest.mark.parametrize("form", sorted(FORMS))
+def test_monais_tensors_with_and_without_gradients(form):
+    from monai.data import MetaTensor
+
+    make, labels = FORMS[form]
+    loss, target = make(), labels()
+    logits = make_batch()[0].requires_grad_()
+    value = loss(logits, target)
+    (expected,) = torch.autograd.grad(value, logits)
+    wrapped = MetaTensor(make_batch()[0]).requires_grad_()
+    found = loss(wrapped, MetaTensor(target))
+    (gradient,) = torch.autograd.grad(found, wrapped)
+    assert float(found.detach()) == float(value.detach())
+    assert torch.equal(torch.as_tensor(gradient), expected)
+    with torch.no_grad():
+        assert float(loss(MetaTensor(make_batch()[0]), MetaTensor(target))) == float(value.detach())
+
+
+@pytest.mark.parametrize("form", sorted(FORMS))
+def test_a_device_without_float64(form):
+    make, labels = FORMS[form]
+    loss, target, logits = make(), labels(), make_batch()[0]
+    with torch.no_grad():
+        expected = loss(logits, target)
+        with device_without_float64() as device:
+            found = loss(logits.to(device), target.to(device))
+            assert found.device == device
+            found = found.cpu()
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("form", sorted(set(FORMS) - {"dice"}))
+def test_deep_supervision_of_monai(form):
+    """Outputs of several resolutions; MONAI brings the target, in floats, to each of them."""
+    from monai.losses import DeepSupervisionLoss
+
+    make, labels = FORMS[form]
+    loss, target = make(), labels()
+    if target.dim() == 3:
+        target = target.unsqueeze(1)
+    target = target.float()
+    logits = make_batch()[0].requires_grad_()
+    small = logits[:, :, ::2, ::2].detach().clone().requires_grad_()
+    value = DeepSupervisionLoss(loss, weight_mode="exp")([logits, small], target)
+    value.backward()
+    nearest = F.interpolate(target, size=small.shape[2:], mode="nearest-exact")
+    torch.testing.assert_close(value, loss(logits, target) + 0.5 * loss(small, nearest))
+    assert small.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("form", ["soft", "weighted", "weighted soft", "sigmoid"])
+def test_other_forms_have_second_derivatives(form):
+    make, labels = FORMS[form]
+    loss, target = make(), labels()
+    logits = make_batch()[0].requires_grad_()
+    (gradient,) = torch.autograd.grad(loss(logits, target), logits, create_graph=True)
+    assert torch.autograd.grad(gradient.square().sum(), logits)[0].isfinite().all()
 
 
 # The closed-form path (fused) against the definition (voxel_loss).
@@ -702,10 +1019,10 @@ def test_a_loss_that_a_project_registers_is_built_by_its_name(monkeypatch):
         ("mbls:margin=5:", "loss: got '' in"),
         (
             "mbls:margn=5",
-            "options of loss 'mbls': got margn=5, expected one of margin, alpha, norm, ignore_index, reduction$",
+            "options of loss 'mbls': got margn=5, expected one of margin, alpha, norm, ignore_index, reduction, weight",
         ),
         ("mbls_dice:gamma=5", "options of loss 'mbls_dice': got gamma=5, expected one of margin"),
-        ("ce:margin=3", "options of loss 'ce': got margin=3, expected one of ignore_index, reduction$"),
+        ("ce:margin=3", "options of loss 'ce': got margin=3, expected one of ignore_index, reduction, weight$"),
         ("mbls:num_classes=3", "options of loss 'mbls': got num_classes=3, expected one of margin"),
         ("svls:num_classes=3", "options of loss 'svls': got num_classes=3, expected one of sigma, kernel_size"),
         ("nacl:ignore_index=0", "options of loss 'nacl': got ignore_index=0, expected one of alpha, spatial_dims"),
@@ -726,6 +1043,8 @@ def test_a_loss_that_a_project_registers_is_built_by_its_name(monkeypatch):
         ("nacl:spatial_dims=4", "spatial_dims: got 4"),
         ("nacl:alpha=x", "alpha: got 'x'"),
         ("ce:ignore_index=0.5", "ignore_index: got 0.5, expected a whole number"),
+        ("ce:weight=3", "weight: got 3, expected a number >= 0 for each class"),
+        ("mbls:sigmoid=1", "sigmoid: got 1, expected True or False"),
         ("ce:reduction=average", "reduction: got 'average'"),
     ],
 )
@@ -775,6 +1094,18 @@ def test_bad_input(name, change, message):
         (lambda: SVLSLoss(4, kernel_size=4), "kernel_size: got 4"),
         (lambda: SVLSLoss(4, spatial_dims=4), "spatial_dims: got 4"),
         (lambda: CrossEntropyLoss(reduction="average"), "reduction: got 'average'"),
+        (lambda: CrossEntropyLoss(weight=[1.0, -1.0]), "weight: got -1.0, expected a finite number >= 0"),
+        (lambda: CrossEntropyLoss(weight=[1.0, math.nan]), "weight: got nan"),
+        (lambda: CrossEntropyLoss(weight=torch.ones(2, 2)), r"weight: got \[1.0, 1.0\], expected a finite number"),
+        (
+            lambda: CrossEntropyLoss(weight=[1.0, 2.0])(*make_batch()),
+            "weight: got 2 numbers, expected one for each of 4",
+        ),
+        (lambda: MbLSLoss(sigmoid="yes"), "sigmoid: got 'yes', expected True or False"),
+        (lambda: MbLSLoss(sigmoid=True, weight=[1.0, 2.0]), "weight: got class weights beside sigmoid=True"),
+        (lambda: WithL1ACE(MbLSLoss(sigmoid=True)), "loss: got one with sigmoid=True"),
+        (lambda: WithL1ACE(WithDice(MbLSLoss(sigmoid=True))), "loss: got one with sigmoid=True"),
+        (lambda: MbLSLoss()(torch.zeros(2, 1, 3), torch.zeros(2, 3)), r"for one-channel .* MbLSLoss\(sigmoid=True\)"),
         (lambda: WithDice(CrossEntropyLoss(reduction="none")), "loss: got reduction='none'"),
         (lambda: build_loss("lms", 4), "name: got 'lms'"),
         (lambda: build_loss("ce", 1), "num_classes: got 1"),
