@@ -42,9 +42,11 @@ __all__ = [
     "exercise_2_1",
     "exercise_2_2",
     "exercise_2_3",
+    "exercise_2_4",
     "exercise_3_1",
     "exercise_3_2",
     "exercise_3_3",
+    "exercise_3_4",
     "exercise_4_1",
     "exercise_4_2",
     "exercise_4_3",
@@ -288,48 +290,79 @@ def exercise_1_4(answer: Any) -> Feedback:
 
 
 def exercise_2_1(answer: Any) -> Feedback:
-    """A function gradient(logits, label): the gradient of cross-entropy in the logits (K,) of one voxel."""
-    logits, label = torch.tensor([1.0, -0.5, 2.0, 0.0]), 0
+    """A function gradient(logits, label, temperature): the gradient of CE(l / T) in the logits l, (K,), of a voxel."""
+    logits, label, temperature = torch.tensor([1.0, -0.5, 2.0, 0.0]), 0, 2.0
+    one_hot = F.one_hot(torch.tensor(label), 4)
 
     def judge(got: Any) -> Feedback:
-        expected = logits.softmax(0) - F.one_hot(torch.tensor(label), 4)
+        softened = (logits / temperature).softmax(0)
+        expected = (softened - one_hot) / temperature
         if _equal(got, expected):
-            return _right("Yes: s - y. Only the labelled class has a negative entry, and no entry is ever exactly 0.")
+            return _right("Yes: (s(l / T) - y) / T. A large T softens the claim and weakens the pull as well.")
         if _equal(got, -expected):
             return _wrong(
                 "The sign is turned: that is the direction in which descent moves, the gradient is its opposite."
             )
-        if _equal(got, logits.softmax(0)):
-            return _wrong("That is the softmax; the one-hot vector of the label still has to be taken off.")
-        return _wrong(
-            _misformed(got, expected) or "The values are not those of s - y. Softmax first, then 1 off at the label."
-        )
+        if _equal(got, softened - one_hot):
+            return _wrong("That is the gradient in l / T. The chain rule has one more factor for the gradient in l.")
+        if _equal(got, logits.softmax(0) - one_hot) or _equal(got, (logits.softmax(0) - one_hot) / temperature):
+            return _wrong("The softmax is still that of l; in this loss it sees l / T.")
+        if _equal(got, softened / temperature) or _equal(got, softened):
+            return _wrong("The one-hot vector of the label still has to be taken off.")
+        return _wrong(_misformed(got, expected) or "Take u = l / T: the gradient in u first, then du/dl.")
 
-    return _code(answer, judge, logits, label)
+    return _code(answer, judge, logits, label, temperature)
 
 
 def exercise_2_2(answer: Any) -> Feedback:
-    """How many times longer gradient descent needs from d to d + 5 than it needed to reach d (about)."""
+    """How many nats more than an honest 0.8 a claim of 0.99 costs on average, where 0.8 is true."""
+    pays = -(0.8 * math.log(0.99) + 0.2 * math.log(0.01))
+    honest = -(0.8 * math.log(0.8) + 0.2 * math.log(0.2))
     hints = {
-        5.0: "the gradient does not stay the same on the way: it shrinks like exp(-d).",
-        2.0: "the gradient does not stay the same on the way: it shrinks like exp(-d).",
-        math.exp(-5): "that is how the gradient shrinks; the time grows as the gradient shrinks.",
-        25.0: "time grows faster than any power of d.",
+        pays: "that is all it pays; 0.500 of it the honest forecaster pays too.",
+        -math.log(0.99): "that is what it pays where it is right, in 8 of 10 cases; the other two cost more.",
+        -math.log(0.99) - honest: "where it is wrong, in 2 of 10 cases, it pays -ln 0.01.",
+        0.19: "the price is not the gap between the claims: it is the mean of -ln of what it gave to the label.",
     }
-    praise = (
-        "Yes: the gradient shrinks like exp(-d), so each further unit of d takes e times as long: exp(5) is about 148."
-    )
-    return _number(answer, math.exp(5), 5, praise, hints, "By which factor is the gradient smaller at d + 5 than at d?")
+    praise = "Yes: it saves a little 8 times and pays 4.6 twice. No figure of the contour sees that."
+    return _number(answer, pays - honest, 0.005, praise, hints, "Average -ln over both outcomes, with 0.8 and 0.2.")
 
 
 def exercise_2_3(answer: Any) -> Feedback:
-    """Whether an overconfident network needs a temperature "above" or "below" 1."""
-    options = {
-        "above": "Yes: dividing the logits by T > 1 shrinks all distances, and with them the confidence.",
-        "below": "T < 1 multiplies the distances, which makes an overconfident network more confident still.",
-        "one": "T = 1 leaves the logits as they are.",
+    """What a network of two classes that says 0.99 says after a temperature of 2."""
+    odds = math.sqrt(99)
+    hints = {
+        0.495: "a temperature divides the logits, and with them the distance, not the probability.",
+        0.9999: "a temperature above 1 makes the claim weaker; you have multiplied.",
+        odds: "these are the odds afterwards; a probability is odds / (1 + odds).",
     }
-    return _choice(answer, options, "above")
+    praise = "Yes: odds of 99 to 1 become those of its square root, about 10 to 1."
+    return _number(answer, odds / (1 + odds), 0.003, praise, hints, "0.99 are odds of 99 to 1: which distance is that?")
+
+
+def exercise_2_4(answer: Any) -> Feedback:
+    """A function overclaim(logits, labels): mean confidence minus the share of voxels that are right."""
+    logits = _logits() / 4  # claims too little
+    winner = logits.argmax(1)
+    labels = torch.where(torch.arange(6) > 0, winner, (winner + 1) % logits.shape[1])
+
+    def judge(got: Any) -> Feedback:
+        probs = logits.softmax(1)
+        expected = probs.amax(1).mean() - (winner == labels).float().mean()
+        if _equal(got, expected):
+            return _right("Yes. Below 0 it claims too little, above 0 too much; ECE has thrown the sign away.")
+        if _equal(got, -expected):
+            return _wrong("The sign is turned: what it claims minus what comes true.")
+        if _equal(got, expected.abs()):
+            return _wrong("Without abs: the sign is what this figure is for.")
+        at_label = probs.gather(1, labels.unsqueeze(1)).mean()
+        if _equal(got, at_label - (winner == labels).float().mean()):
+            return _wrong("You took the probability of the label; the confidence is that of the winner.")
+        if isinstance(got, torch.Tensor) and got.shape == labels.shape:
+            return _wrong("One number is wanted: the mean over all voxels.")
+        return _wrong(_misformed(got, expected) or "Claimed is the largest probability; right is winner = label.")
+
+    return _code(answer, judge, logits.clone(), labels)
 
 
 # 03 Logit distances
@@ -370,26 +403,37 @@ def exercise_3_2(answer: Any) -> Feedback:
 
 
 def exercise_3_3(answer: Any) -> Feedback:
-    """A function confidence(distances) for distances (B, K, H, W), without any logits."""
+    """A function distances(probs) for probabilities (B, K, H, W), without any logits."""
     logits = _logits()
-    distances = logit_distances(logits)
+    probs = logits.softmax(1)
 
     def judge(got: Any) -> Feedback:
-        expected = logits.softmax(1).amax(1)
+        expected, log_probs = logit_distances(logits), probs.log()
         if _equal(got, expected):
-            return _right("Yes: 1 / sum_k exp(-d_k). The distances hold all there is to know about the confidence.")
-        if _equal(got, 1 / (1 + (-distances).exp().sum(1))):
-            return _wrong("The winner is counted twice: its own distance of 0 is already among the K, exp(0) = 1.")
-        if isinstance(got, torch.Tensor) and got.shape == logits.shape:
-            return _wrong(
-                "That is a probability for every class; the confidence is the largest of them, one number a voxel."
-            )
-        return _wrong(
-            _misformed(got, expected)
-            or "Divide softmax's numerator and denominator by exp(max l): what is left are exp(-d_k)."
-        )
+            return _right("Yes: the log-sum-exp drops out of the difference. The probabilities hold all the distances.")
+        if _equal(got, -expected):
+            return _wrong("The sign is turned: the largest minus each, so that distances are never negative.")
+        if _equal(got, probs.amax(1, keepdim=True) - probs):
+            return _wrong("Differences of probabilities lie within 0..1. Distances are those of their logarithms.")
+        if _equal(got, -log_probs):
+            return _wrong("That is each class's own -log s. The winner's distance has to be 0.")
+        if _equal(got, log_probs.max() - log_probs):
+            return _wrong("You took the largest of the whole batch. Each voxel has its own.")
+        return _wrong(_misformed(got, expected) or "log s_k = l_k - LSE(l): what is left of LSE in a difference?")
 
-    return _code(answer, judge, distances.clone())
+    return _code(answer, judge, probs.clone())
+
+
+def exercise_3_4(answer: Any) -> Feedback:
+    """The temperature that brings a runner-up at distance 2 to odds of 3 to 1."""
+    hints = {
+        2 / 3: "odds are not distances: 3 to 1 is the distance ln 3.",
+        math.log(3) / 2: "turn it over: the distance is divided by T.",
+        2 - math.log(3): "a temperature divides the distance, it does not subtract from it.",
+        5 / math.log(3): "the runner-up is the nearer of the two losers.",
+    }
+    praise = "Yes: 2 / T = ln 3. The third class goes from 5 to 2.7 whether one likes it or not."
+    return _number(answer, 2 / math.log(3), 0.03, praise, hints, "Odds of 3 to 1 are which distance?")
 
 
 # 04 One constraint, many losses

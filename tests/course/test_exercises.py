@@ -16,8 +16,10 @@ NUMBERS = {
     exercises.exercise_1_1: 0.2,
     exercises.exercise_1_3: 900,
     exercises.exercise_1_4: 0.0075,
-    exercises.exercise_2_2: 148,
+    exercises.exercise_2_3: 0.909,
+    exercises.exercise_2_2: 0.429,
     exercises.exercise_3_2: 54.6,
+    exercises.exercise_3_4: 1.82,
     exercises.exercise_4_2: 0.9,
     exercises.exercise_4_3: 3.19,
     exercises.exercise_4_4: 2.89,
@@ -46,18 +48,27 @@ def mbls(logits, target, margin, alpha):
     return F.cross_entropy(logits, target) + alpha * hinge(logits, margin).mean()
 
 
+def one_hot(label):
+    return F.one_hot(torch.tensor(label), 4)
+
+
+def overclaim(logits, labels):
+    return logits.softmax(1).amax(1).mean() - (logits.argmax(1) == labels).float().mean()
+
+
 FUNCTIONS = {
     exercises.exercise_0_3: lambda logits: logits.softmax(0).max(),
     exercises.exercise_1_2: ece,
-    exercises.exercise_2_1: lambda logits, label: logits.softmax(0) - F.one_hot(torch.tensor(label), 4),
+    exercises.exercise_2_1: lambda logits, label, T: ((logits / T).softmax(0) - one_hot(label)) / T,
+    exercises.exercise_2_4: overclaim,
     exercises.exercise_3_1: logit_distances,
-    exercises.exercise_3_3: lambda distances: 1 / (-distances).exp().sum(1),
+    exercises.exercise_3_3: lambda probs: logit_distances(probs.log()),
     exercises.exercise_4_1: mbls,
     exercises.exercise_5_2: lambda logits, margin: (logit_distances(logits) > margin).any(1).float().mean(),
     exercises.exercise_8_2: lambda errors, level: sorted(errors)[math.ceil((len(errors) + 1) * level) - 1],
     exercises.exercise_7_2: lambda count, claims, hits: abs(claims.sum(0) - hits.sum(0)).sum() / count.sum(),
 }
-WORDS = {exercises.exercise_2_3: "above", exercises.exercise_6_2: "svls:sigma=2"}
+WORDS = {exercises.exercise_6_2: "svls:sigma=2"}
 ALL = {**NUMBERS, **FUNCTIONS, **WORDS}
 
 
@@ -121,8 +132,17 @@ def test_a_function_that_raises_is_told(check, answer):
         (exercises.exercise_1_3, 90, "square"),
         (exercises.exercise_1_4, 0.0015, "independent"),
         (exercises.exercise_1_4, 0.0375, "root"),
-        (exercises.exercise_2_2, 5, "shrinks"),
-        (exercises.exercise_2_3, "below", "more confident"),
+        (exercises.exercise_2_3, 0.495, "not the probability"),
+        (exercises.exercise_2_3, 0.9999, "multiplied"),
+        (exercises.exercise_2_3, 9.95, "the odds"),
+        (exercises.exercise_2_2, 0.929, "all it pays"),
+        (exercises.exercise_2_2, 0.01, "where it is right"),
+        (exercises.exercise_2_2, -0.49, "where it is wrong"),
+        (exercises.exercise_2_2, 0.19, "not the gap"),
+        (exercises.exercise_3_4, 0.667, "odds are not distances"),
+        (exercises.exercise_3_4, 0.549, "turn it over"),
+        (exercises.exercise_3_4, 0.9, "subtract"),
+        (exercises.exercise_3_4, 4.55, "nearer"),
         (exercises.exercise_3_2, 4, "exp(d)"),
         (exercises.exercise_4_2, 0.01, "slope"),
         (exercises.exercise_4_2, 100, "too large"),
@@ -151,13 +171,25 @@ def test_a_function_that_raises_is_told(check, answer):
         (exercises.exercise_7_3, 99.6, "first 16.8"),
         (exercises.exercise_0_3, lambda logits: logits.softmax(0), "one number"),
         (exercises.exercise_1_2, lambda c, h, n: abs(c.mean() - h.mean()), "bin by bin"),
-        (exercises.exercise_2_1, lambda logits, label: logits.softmax(0), "one-hot"),
-        (exercises.exercise_2_1, lambda logits, label: F.one_hot(torch.tensor(label), 4) - logits.softmax(0), "sign"),
+        (exercises.exercise_2_1, lambda logits, label, T: (logits / T).softmax(0) / T, "one-hot"),
+        (exercises.exercise_2_1, lambda logits, label, T: (one_hot(label) - (logits / T).softmax(0)) / T, "sign"),
+        (exercises.exercise_2_1, lambda logits, label, T: (logits / T).softmax(0) - one_hot(label), "chain rule"),
+        (exercises.exercise_2_1, lambda logits, label, T: logits.softmax(0) - one_hot(label), "that of l"),
+        (exercises.exercise_2_4, lambda x, y: (x.argmax(1) == y).float().mean() - x.softmax(1).amax(1).mean(), "sign"),
+        (exercises.exercise_2_4, lambda x, y: abs(overclaim(x, y)), "abs"),
+        (
+            exercises.exercise_2_4,
+            lambda x, y: x.softmax(1).gather(1, y[:, None]).mean() - (x.argmax(1) == y).float().mean(),
+            "probability of the label",
+        ),
+        (exercises.exercise_2_4, lambda x, y: x.softmax(1).amax(1) - (x.argmax(1) == y).float(), "One number"),
         (exercises.exercise_3_1, lambda logits: logits - logits.amax(1, keepdim=True), "sign"),
         (exercises.exercise_3_1, lambda logits: logits.max() - logits, "whole batch"),
         (exercises.exercise_3_1, lambda logits: logits.amax(1), "keepdim"),
-        (exercises.exercise_3_3, lambda distances: 1 / (1 + (-distances).exp().sum(1)), "counted twice"),
-        (exercises.exercise_3_3, lambda distances: (-distances).softmax(1), "largest"),
+        (exercises.exercise_3_3, lambda probs: -logit_distances(probs.log()), "sign"),
+        (exercises.exercise_3_3, lambda probs: probs.amax(1, keepdim=True) - probs, "logarithms"),
+        (exercises.exercise_3_3, lambda probs: -probs.log(), "own"),
+        (exercises.exercise_3_3, lambda probs: probs.log().max() - probs.log(), "whole batch"),
         (
             exercises.exercise_4_1,
             lambda x, y, m, a: F.cross_entropy(x, y) + a * hinge(x, m).sum(1).mean(),
