@@ -352,9 +352,7 @@ def exercise_2_4(answer: Any) -> Feedback:
         if _equal(got, expected):
             return _right("Yes. Below 0 it claims too little, above 0 too much; ECE has thrown the sign away.")
         if _equal(got, -expected):
-            return _wrong("The sign is turned: what it claims minus what comes true.")
-        if _equal(got, expected.abs()):
-            return _wrong("Without abs: the sign is what this figure is for.")
+            return _wrong("The sign is turned, or abs took it: what it claims minus what comes true, below 0 here.")
         at_label = probs.gather(1, labels.unsqueeze(1)).mean()
         if _equal(got, at_label - (winner == labels).float().mean()):
             return _wrong("You took the probability of the label; the confidence is that of the winner.")
