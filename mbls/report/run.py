@@ -283,6 +283,7 @@ def _is_index(index: dict[str, Any]) -> bool:
         and all(": " in text for text in index["unmatched"])
         and isinstance(problems, list)
         and all(texts(pair) and len(pair) == 2 for pair in problems)
+        and "fitted" in index
         and (fitted is None or (isinstance(fitted, dict) and set(fitted) == {one.name for one in fields(Fitted)}))
         and isinstance(told, dict)
         and {"predictions", "labels", "fit", "logits", "surface", "version"} <= set(told)
@@ -316,7 +317,8 @@ def _destination(write: Any, found: PredictionFolder, predictions: str | Path, f
 
 def _each(task: _Task, cases: Sequence[str], workers: int) -> Iterator[tuple[str, str | None]]:
     """Each case with what was wrong, in the order in which they are finished."""
-    if workers == 1:
+    workers = min(workers, len(cases))
+    if workers <= 1:
         yield from ((case, task(case)) for case in cases)
         return
     with contextlib.ExitStack() as stack:
