@@ -116,10 +116,10 @@ def targets(predictions, labels):
     judge_folder(predictions, labels, root / "judged")
     for name in (INDEX, "a.npz"):
         path = root / "kept" / name
-        found.append(Target(path, path.read_bytes(), lambda: next(iter(read_predictions(root / "kept")))))
+        found.append(Target(path, path.read_bytes(), lambda: next(iter(read_predictions(root / "kept")), None)))
     for name in (JUDGED, "judged_cases/a.npz"):
         path = root / "judged" / name
-        found.append(Target(path, path.read_bytes(), lambda: next(iter(read_judged(root / "judged")))))
+        found.append(Target(path, path.read_bytes(), lambda: next(iter(read_judged(root / "judged")), None)))
     return found
 
 
