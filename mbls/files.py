@@ -18,6 +18,7 @@ __all__ = [
     "MAX_BYTES",
     "MAX_TEXT",
     "atomic_write",
+    "check_file_name",
     "read_json",
     "read_npy",
     "read_npz",
@@ -87,6 +88,22 @@ def read_json(path: Path) -> Any:
         raise ValueError(f"{path}: cannot be read as JSON ({error})") from error
 
 
+def check_file_name(path: Path, name: str) -> None:
+    """Raise ValueError where a name that a file gives would lead to another folder.
+
+    Args:
+        path: the file that gives it.
+        name: of a case, of which the name of a file is made.
+
+    Example:
+        >>> check_file_name(Path("index.json"), "../patient001")
+        Traceback (most recent call last):
+        ValueError: index.json: got the case '../patient001', expected a name without folders
+    """
+    if name in ("", "..") or name != Path(name).name or "\0" in name:
+        raise ValueError(f"{path}: got the case {name!r}, expected a name without folders")
+
+
 def read_npz(path: Path, names: Sequence[str] | None = None) -> dict[str, np.ndarray]:
     """Arrays of an .npz file; never a pickle.
 
@@ -109,8 +126,11 @@ def read_npz(path: Path, names: Sequence[str] | None = None) -> dict[str, np.nda
                 size = sum(entry.file_size for entry in archive.infolist())
             if size > MAX_BYTES:
                 raise ValueError(f"{size} bytes when unpacked, expected at most {MAX_BYTES}")
-            with np.load(file) as arrays:
-                return {name: arrays[name] for name in (arrays.files if names is None else names)}
+            with np.load(file) as content:
+                arrays = {name: content[name] for name in (content.files if names is None else names)}
+            if not all(isinstance(array, np.ndarray) for array in arrays.values()):
+                raise ValueError("a part that is no array")
+            return arrays
         except Exception as error:  # each kind of damage has its own
             raise ValueError(f"{path}: cannot be read as npz ({error}), expected a complete file") from error
 

@@ -17,6 +17,7 @@ import pandas as pd
 import pytest
 import torch
 from data.test_download import Girder
+from report.conftest import write_cohort
 
 from mbls.__main__ import main
 from mbls.data.phantom import make_phantom
@@ -37,13 +38,13 @@ def data(tmp_path_factory):
     split = folder / "split.json"
     split.write_text(json.dumps({"train": names[:3], "val": names[3:4], "test": names[4:]}))
     girder = Girder(root / "training")
-    yield root, split, girder
+    yield root, split, girder, write_cohort(folder / "cohort", 3)
     girder.server.shutdown()
     girder.server.server_close()
 
 
 def command(name, data, out):
-    root, split, girder = data
+    root, split, girder, (predictions, labels) = data
     train = ["--data", str(root), "--patients", "3,1,1", "--epochs", "3", *TRAINING]
     study = ["--protocol", "reduced", "--parts", "weights", "--seeds", "0", "--epochs", "1", "--quiet"]
     arguments = {
@@ -52,6 +53,7 @@ def command(name, data, out):
         "download": ["--out", str(out), "--server", girder.url, "--folder", "ROOT", "--patients", "3"],
         "train": ["--out", str(out), "--keep-predictions", *train],
         "compare": ["--out", str(out), "--losses", "ce", "mbls:margin=3", *train],
+        "judge": [str(predictions), str(labels), "--out", str(out)],
         "study": ["--data", str(root), "--split", str(split), "--out", str(out), *study],
     }[name]
     return [sys.executable, "-m", "mbls", name, *arguments]
@@ -81,7 +83,7 @@ def _without_times(row: dict) -> dict:
 
 
 @pytest.mark.slow  # kills each command several times
-@pytest.mark.parametrize("name", ["phantom", "pack", "download", "train", "compare", "study"])
+@pytest.mark.parametrize("name", ["phantom", "pack", "download", "train", "compare", "study", "judge"])
 def test_killed_at_any_moment_the_next_run_ends_the_same(name, data, tmp_path):
     generator = random.Random(name)
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -163,7 +165,7 @@ def small_disk(tmp_path):
     subprocess.run(["umount", "--lazy", str(folder)], check=True)  # a file may still be open on a busy machine
 
 
-@pytest.mark.parametrize("name", ["phantom", "pack", "download", "train", "compare"])
+@pytest.mark.parametrize("name", ["phantom", "pack", "download", "train", "compare", "judge"])
 def test_a_full_disk_is_one_line_and_the_same_command_goes_on(name, data, small_disk, capfd):
     filler = small_disk / "filler"
     filler.write_bytes(bytes((1 << 20) - (1 << 14)))
@@ -178,7 +180,7 @@ def test_a_full_disk_is_one_line_and_the_same_command_goes_on(name, data, small_
     assert main(arguments) == 0
 
 
-@pytest.mark.parametrize("name", ["phantom", "pack", "download", "train", "compare", "study"])
+@pytest.mark.parametrize("name", ["phantom", "pack", "download", "train", "compare", "study", "judge"])
 def test_a_file_in_the_place_of_the_folder_is_one_line(name, data, tmp_path, capfd):
     (tmp_path / "out").write_text("mine")
     arguments = command(name, data, tmp_path / "out")[3:]
@@ -214,7 +216,7 @@ def without_rights(commands: list[list[str]]) -> list[tuple[int, str]]:
 
 @pytest.mark.skipif(os.name != "posix", reason="modes of files are POSIX's")
 def test_no_permission_to_write_is_one_line(data, tmp_path):
-    names = ["phantom", "pack", "download", "train", "compare", "study"]
+    names = ["phantom", "pack", "download", "train", "compare", "study", "judge"]
     (tmp_path / "out").mkdir(mode=0o500)
     for name, (status, said) in zip(
         names, without_rights([command(name, data, tmp_path / "out")[3:] for name in names]), strict=True

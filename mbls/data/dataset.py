@@ -91,9 +91,7 @@ class Dataset:
         twice = repeated(case.id for case in self.cases)
         if twice:
             raise ValueError(f"cases: got {', '.join(twice)} more than once, expected each case once")
-        if repeated(self.class_names) or "fg" in self.class_names:
-            names = ", ".join(self.class_names)
-            raise ValueError(f"class_names: got {names}, expected distinct names, none of them 'fg' (the foreground)")
+        check_class_names("class_names", self.class_names)
 
     def __len__(self) -> int:
         return len(self.cases)
@@ -195,6 +193,19 @@ def read_split(path: str | Path, dataset: Dataset) -> Split:
     if not named[0]:
         raise ValueError(f"{path}: got no training subject, expected at least one")
     return Split(*(dataset.of(part) for part in named))
+
+
+def check_class_names(argument: str, names: Sequence[str]) -> None:
+    """Raise ValueError where tables could not tell the classes apart: ``cece_fg`` is the CECE of the foreground, and
+    ``cece_fg_x`` that of class x there.
+    """
+    regions = ("fg", "boundary")
+    taken = {*regions, *(f"{region}_{name}" for region in regions for name in names)} & set(names)
+    if len(names) < 2 or repeated(names) or taken:
+        raise ValueError(
+            f"{argument}: got {', '.join(names)}, expected two or more distinct names, none of them fg or boundary, "
+            f"nor one of these with _ before another's name"
+        )
 
 
 def repeated(names: Iterable[str]) -> list[str]:

@@ -15,7 +15,7 @@ from nibabel.openers import ImageOpener
 from mbls.data.dataset import Volume
 from mbls.files import MAX_BYTES
 
-__all__ = ["check_same_grid", "open_nifti", "read_nifti", "read_pair", "spacing_of"]
+__all__ = ["check_same_grid", "open_nifti", "read_nifti", "read_pair", "shown_label", "spacing_of"]
 
 #: By how much two affines of one case may differ, in mm.
 _SAME_GRID = 1e-3
@@ -77,11 +77,16 @@ def read_pair(
     wrong = ~np.isin(classes, allowed)
     if wrong.any():
         also = "" if ignore_label is None else f" or {ignore_label} (ignore)"
-        first = str(classes[wrong][0].item()).removesuffix(".0")  # all its digits: 1.0000001 is not 1
         raise ValueError(
-            f"{labels}: got label {first} ({np.count_nonzero(wrong)} voxels), expected 0..{num_classes - 1}{also}"
+            f"{labels}: got label {shown_label(classes[wrong][0])} ({np.count_nonzero(wrong)} voxels), "
+            f"expected 0..{num_classes - 1}{also}"
         )
     return Volume(image, classes.astype(np.uint8), spacing_of(spatial, len(shape)), None)
+
+
+def shown_label(label: np.generic) -> str:
+    """A label with all its digits: 1.0000001 is not 1."""
+    return str(label.item()).removesuffix(".0")
 
 
 def read_nifti(path: Path) -> tuple[np.ndarray, Any]:

@@ -17,7 +17,7 @@ from torch import nn
 
 from mbls.data.slices import SliceDataset, VolumeSlices
 from mbls.engine.devices import forward_flops, make_fabric, set_memory_format, threads_for
-from mbls.files import atomic_write, read_json, read_npz, write_json
+from mbls.files import atomic_write, check_file_name, read_json, read_npz, write_json
 from mbls.posthoc import TemperatureScaling
 
 __all__ = [
@@ -225,6 +225,9 @@ def read_kept(folder: str | Path) -> KeptPredictions:
     content = read_json(index)
     try:
         names, cases = tuple(map(str, content["class_names"])), tuple(map(str, content["cases"]))
-        return KeptPredictions(index.parent, str(content["data"]), names, cases)
+        title = str(content["data"])
     except (KeyError, TypeError) as error:
         raise ValueError(f"{index}: cannot be read ({error!r}), expected data, class_names and cases") from error
+    for case in cases:
+        check_file_name(index, case)
+    return KeptPredictions(index.parent, title, names, cases)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import gzip
 import math
 import re
+import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,9 +21,10 @@ from typing import Any
 import numpy as np
 import torch
 from nibabel.funcs import as_closest_canonical
+from nibabel.orientations import OrientationError
 
-from mbls.data.dataset import repeated
-from mbls.data.nifti import check_same_grid, open_nifti, read_nifti, spacing_of
+from mbls.data.dataset import check_class_names
+from mbls.data.nifti import check_same_grid, open_nifti, read_nifti, shown_label, spacing_of
 from mbls.data.nnunet import DESCRIPTION, read_classes, subject_of
 from mbls.data.slices import IGNORED
 from mbls.engine.predict import Prediction, PredictionFolder, read_kept
@@ -163,10 +165,8 @@ def read_predictions(
         )
     name, class_names, ignore_label = _described(folder, labels)
     class_names = class_names if classes is None else tuple(classes)
-    if class_names and (repeated(class_names) or {"fg", "boundary"} & set(class_names) or len(class_names) < 2):
-        raise ValueError(
-            f"classes: got {', '.join(class_names)}, expected two or more distinct names, none of them fg or boundary"
-        )
+    if class_names:
+        check_class_names("classes", class_names)
     reoriented = _reoriented(folder)
     files = []
     for case, paths in partner.items():
@@ -186,15 +186,28 @@ def read_predictions(
 
 
 def _by_name(folder: Path) -> dict[str, list[Path]]:
-    """Name without ending -> its files, under a folder; hidden ones are left out."""
+    """Name without ending -> its files, under a folder; hidden ones are left out, and what is no file (a pipe)."""
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: missing, expected a folder")
     found: dict[str, list[Path]] = {}
     for path in sorted(folder.rglob("*")):
         ending = next((ending for ending in _ENDINGS if path.name.endswith(ending)), None)
-        if ending is not None and not any(part.startswith(".") for part in path.relative_to(folder).parts):
-            found.setdefault(path.name.removesuffix(ending), []).append(path)
+        hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
+        if ending is None or hidden or not path.is_file():
+            continue
+        if not _is_text(str(path)):
+            raise ValueError(f"{str(path)!a}: got a name that is no text, expected one in UTF-8")
+        found.setdefault(path.name.removesuffix(ending), []).append(path)
     return found
+
+
+def _is_text(name: str) -> bool:
+    """Whether a name can be written into a table; other bytes in a file's name cannot."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _possible_cases(name: str) -> list[str]:
@@ -254,7 +267,7 @@ def _read_labels(one: _Files) -> tuple[np.ndarray, tuple[float, ...] | None, Any
     if path.name.endswith(_NIFTI):
         stored, image = read_nifti(path)
         if one.reoriented:
-            image = as_closest_canonical(image)
+            image = _canonical(path, image)
             stored = np.asarray(image.dataobj)
         while stored.ndim > 3 and stored.shape[-1] == 1:
             stored = stored[..., 0]
@@ -270,11 +283,21 @@ def _read_labels(one: _Files) -> tuple[np.ndarray, tuple[float, ...] | None, Any
     return _checked_labels(one, stored), spacing, image
 
 
+def _canonical(path: Path, image: Any) -> Any:
+    try:
+        return as_closest_canonical(image)
+    except OrientationError as error:
+        raise ValueError(
+            f"{path}: got an affine without an orientation, expected three directions ({error})"
+        ) from error
+
+
 def _checked_labels(one: _Files, stored: np.ndarray) -> np.ndarray:
     path = one.labels
     if stored.dtype.kind not in "iuf":
         raise ValueError(f"{path}: got {stored.dtype}, expected whole numbers")
-    labels = stored.astype(np.int64)
+    with np.errstate(invalid="ignore"):  # what is no such number becomes another, which is refused
+        labels = stored.astype(np.int64)
     ignored = labels == one.ignore_label if one.ignore_label is not None else np.False_
     # Without known classes the number of channels is still to be seen.
     most = (len(one.class_names) or 256) - 1
@@ -283,9 +306,8 @@ def _checked_labels(one: _Files, stored: np.ndarray) -> np.ndarray:
         wrong |= labels != stored
     if wrong.any():
         also = "" if one.ignore_label is None else f" or {one.ignore_label} (ignore)"
-        raise ValueError(
-            f"{path}: got label {stored[wrong][0]:g} ({np.count_nonzero(wrong)} voxels), expected 0..{most}{also}"
-        )
+        first = shown_label(stored[wrong][0])
+        raise ValueError(f"{path}: got label {first} ({np.count_nonzero(wrong)} voxels), expected 0..{most}{also}")
     if np.any(ignored):
         labels[ignored] = IGNORED
     return np.ascontiguousarray(labels)
@@ -363,7 +385,8 @@ def _form_of(one: _Files, stored: tuple[int, ...], shape: tuple[int, ...], order
 def _log_probs(one: _Files, scores: np.ndarray) -> tuple[torch.Tensor, int]:
     """Logits as they are, or the logarithms of probabilities with the number of those that were raised."""
     path = one.scores
-    values = torch.from_numpy(np.ascontiguousarray(scores, dtype=np.float32))
+    with np.errstate(over="ignore"):  # what is too large for float32 becomes infinite, which is refused
+        values = torch.from_numpy(np.ascontiguousarray(scores, dtype=np.float32))
     low, high = (float(end) for end in values.aminmax())
     if not (math.isfinite(low) and math.isfinite(high)):
         raise ValueError(f"{path}: got NaN or infinite numbers, expected finite ones")
@@ -407,6 +430,10 @@ def _write_like(source: Path, form: _Form, probs: np.ndarray, path: Path) -> Non
     with atomic_write(path) as part, part.open("wb") as file:
         if source.suffix == ".npy":
             np.save(file, array)
-        else:
-            named: dict[str, Any] = {name: array}
-            np.savez_compressed(file, **named)
+            return
+        # Not by np.savez, whose own options are the names of arrays too.
+        with (
+            zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive,
+            archive.open(f"{name}.npy", "w", force_zip64=True) as entry,
+        ):
+            np.lib.format.write_array(entry, array, allow_pickle=False)

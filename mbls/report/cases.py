@@ -93,7 +93,7 @@ class JudgedCase:
             judgement = Judgement(names, [told["row"]], case_bins, distances)
             rest = (arrays["shells"], arrays["picture"], told["picture_slice"], told["aspect"])
             return cls(told["identity"], judgement, told["structures"], *rest)
-        except (KeyError, TypeError, ValueError) as error:
+        except Exception as error:  # each kind of damage has its own
             raise ValueError(f"{path}: cannot be read ({error!r}), expected a judged case; delete it") from error
 
 

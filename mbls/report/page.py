@@ -9,6 +9,7 @@ from typing import Any
 import jinja2
 import numpy as np
 import pandas as pd
+from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 import mbls
@@ -60,7 +61,9 @@ def write_page(judged: Judged, tables: Tables, path: str | Path) -> Path:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    path, content, pictures = Path(path), _content(judged, tables), _pictures(judged, tables)
+    path = Path(path)
+    with rc_context({"text.parse_math": False}):  # a dollar in a name is no TeX
+        content, pictures = _content(judged, tables), _pictures(judged, tables)
     shown = {name: pictures[name].html if name in pictures else "" for name in _PICTURES}
     text = environment.get_template("page.html.j2").render(**content, pictures=shown)
     write_text(text, path)

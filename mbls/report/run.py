@@ -11,7 +11,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ import mbls
 from mbls.data.nnunet import DESCRIPTION
 from mbls.engine.predict import Prediction, PredictionFolder
 from mbls.engine.read import FoundPredictions, read_predictions
-from mbls.files import read_json, write_json
+from mbls.files import check_file_name, read_json, write_json
 from mbls.posthoc import TemperatureScaling
 from mbls.progress import progress_bar
 from mbls.report.calibrate import Fitted, fit_on
@@ -59,7 +59,17 @@ class Judged:
     told: dict[str, Any]
 
     def __iter__(self) -> Iterator[JudgedCase]:
-        return (JudgedCase.load(_path(self.folder, case)) for case in self.cases)
+        return map(self._read, self.cases)
+
+    def _read(self, case: str) -> JudgedCase:
+        path = _path(self.folder, case)
+        one = JudgedCase.load(path)
+        if one.judgement.class_names != self.class_names or one.row["case"] != case:
+            raise ValueError(
+                f"{path}: got {one.row['case']} with the classes {', '.join(one.judgement.class_names)}, "
+                f"expected {case} with {', '.join(self.class_names)}"
+            )
+        return one
 
 
 @dataclass(frozen=True)
@@ -255,10 +265,29 @@ def _index(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: missing, expected a folder that `mbls judge PREDICTIONS LABELS --out` wrote")
     index = read_json(path)
-    wanted = {"name", "class_names", "cases", "told", "fitted", "unmatched", "fit_problems"}
-    if not isinstance(index, dict) or not wanted <= set(index):
-        raise ValueError(f"{path}: got other content, expected {', '.join(sorted(wanted))}")
+    if not isinstance(index, dict) or not _is_index(index):
+        raise ValueError(f"{path}: got other content than `mbls judge` wrote, expected it unchanged")
+    for case in index["cases"]:
+        check_file_name(path, case)
     return index
+
+
+def _is_index(index: dict[str, Any]) -> bool:
+    def texts(value: Any) -> bool:
+        return isinstance(value, list) and all(isinstance(one, str) for one in value)
+
+    problems, fitted, told = index.get("fit_problems"), index.get("fitted"), index.get("told")
+    return (
+        isinstance(index.get("name"), str)
+        and all(texts(index.get(name)) for name in ("class_names", "cases", "unmatched"))
+        and all(": " in text for text in index["unmatched"])
+        and isinstance(problems, list)
+        and all(texts(pair) and len(pair) == 2 for pair in problems)
+        and "fitted" in index
+        and (fitted is None or (isinstance(fitted, dict) and set(fitted) == {one.name for one in fields(Fitted)}))
+        and isinstance(told, dict)
+        and {"predictions", "labels", "fit", "logits", "surface", "version"} <= set(told)
+    )
 
 
 def _path(folder: Path, case: str) -> Path:
@@ -288,7 +317,8 @@ def _destination(write: Any, found: PredictionFolder, predictions: str | Path, f
 
 def _each(task: _Task, cases: Sequence[str], workers: int) -> Iterator[tuple[str, str | None]]:
     """Each case with what was wrong, in the order in which they are finished."""
-    if workers == 1:
+    workers = min(workers, len(cases))
+    if workers <= 1:
         yield from ((case, task(case)) for case in cases)
         return
     with contextlib.ExitStack() as stack:

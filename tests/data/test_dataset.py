@@ -52,10 +52,10 @@ def test_a_case_twice_is_refused():
         Dataset("made", ("background", "organ"), (case, case))
 
 
-@pytest.mark.parametrize("names", [("background", "organ", "organ"), ("background", "fg")])
+@pytest.mark.parametrize("names", [("organ", "organ"), ("fg",), ("boundary",), ("organ", "fg_organ"), ()])
 def test_class_names_tell_columns_apart(names):
-    with pytest.raises(ValueError, match=r"class_names: got background, .*expected distinct names"):
-        Dataset("made", names, ())
+    with pytest.raises(ValueError, match=r"class_names: got background.*expected two or more distinct names"):
+        Dataset("made", ("background", *names), ())
 
 
 def test_a_split_fixed_in_a_file(phantom, tmp_path):
