@@ -31,6 +31,7 @@ import numpy as np
 import scipy.fft
 import torch
 import torch.nn.functional as F
+from scipy.optimize import root_scalar
 
 from mbls.losses import (
     _MASK_OUT,
@@ -384,12 +385,16 @@ class _Counter:
         wide.copy_(values)
         self.counts.scatter_add_(1, bins, self.one.expand_as(bins))
         self.prob_sums.scatter_add_(1, bins, wide)
-        hit_bins = bins[0] * _label_wins(probs, label, confidence)
-        self.hits[0].scatter_add_(0, hit_bins, self.one.expand_as(label))
-        if self.rows > 1:  # of the classes only the labelled one can be a hit
-            label_bins = bins[1:].gather(0, label.unsqueeze(0)).squeeze(0)
-            place = label_bins.add_(label, alpha=self.num_bins + 1)
-            self.hits[1:].view(-1).scatter_add_(0, place, self.one.expand_as(label))
+        wins = _label_wins(probs, label, confidence)
+        if self.rows == 1:
+            self.hits[0].scatter_add_(0, bins[0] * wins, self.one.expand_as(label))
+            return
+        # Of the classes only the labelled one can be a hit. Where it wins, its bin is the winner's too.
+        label_bins = bins[1:].gather(0, label.unsqueeze(0)).squeeze(0)
+        place = label_bins.add_(label, alpha=self.num_bins + 1).mul_(2).add_(wins)
+        hits = torch.bincount(place, minlength=2 * self.hits[1:].numel()).view(self.rows - 1, -1, 2)
+        self.hits[0] += hits[..., 1].sum(0)
+        self.hits[1:] += hits.sum(2)
 
     def _buffers(self, probs: torch.Tensor) -> list[torch.Tensor]:
         voxels = probs.shape[1]
@@ -502,13 +507,24 @@ def adaptive_calibration_error(
         Ding et al., CVPR workshop 2020 (adaptive ECE); the treatment of equal confidences is this package's.
     """
     num_bins = _checked_num_bins(num_bins)
+    return _adaptive_error(*_winners(probs, target, mask), num_bins)
+
+
+def _winners(
+    probs: torch.Tensor, target: torch.Tensor, mask: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of each voxel that counts: the probability of the class that wins, and whether it is the label's."""
     confidences, hits = [], []
     for block_probs, block_target in _selected(*_checked(probs, target, mask)):
         confidence = block_probs.amax(0, keepdim=True)
         confidences.append(confidence.squeeze(0))
         hits.append(_label_wins(block_probs, block_target, confidence))
     _require_voxels(sum(block.numel() for block in confidences))
-    confidence, hit = _sorted_with(torch.cat(confidences), torch.cat(hits))
+    return torch.cat(confidences), torch.cat(hits)
+
+
+def _adaptive_error(confidence: torch.Tensor, hit: torch.Tensor, num_bins: int = 15) -> float:
+    confidence, hit = _sorted_with(confidence, hit)
     gap = confidence.double() - _tied_means(confidence, hit.double())
     return float(sum(part.sum().abs() for part in gap.tensor_split(num_bins)) / gap.numel())
 
@@ -669,26 +685,25 @@ def smooth_calibration_error(probs: torch.Tensor, target: torch.Tensor, mask: to
     References:
         Blasiok and Nakkiran, ICLR 2024.
     """
-    residuals, voxels = np.zeros(_SMOOTH_BINS), 0
-    for block_probs, block_target in _selected(*_checked(probs, target, mask)):
-        highest = block_probs.amax(0, keepdim=True)
-        hits, confidence = _label_wins(block_probs, block_target, highest), highest.squeeze(0).double()
-        place = (confidence * _SMOOTH_BINS).long().clamp(max=_SMOOTH_BINS - 1)
-        residuals += torch.bincount(place, hits.double() - confidence, _SMOOTH_BINS).cpu().numpy()
-        voxels += block_target.numel()
-    _require_voxels(voxels)
+    return _smooth_error(*_winners(probs, target, mask))
+
+
+def _smooth_error(confidence: torch.Tensor, hit: torch.Tensor) -> float:
+    confidence = confidence.double()
+    place = (confidence * _SMOOTH_BINS).long().clamp_(max=_SMOOTH_BINS - 1)
+    residuals = torch.bincount(place, hit.double() - confidence, _SMOOTH_BINS).cpu().numpy() / len(hit)
     # A Gaussian reflected at both ends multiplies each cosine by a number.
-    cosines, frequency = np.asarray(scipy.fft.dct(residuals / voxels)), np.pi * np.arange(_SMOOTH_BINS)
+    cosines, frequency = np.asarray(scipy.fft.dct(residuals)), np.pi * np.arange(_SMOOTH_BINS)
 
     def at(width: float) -> float:
         smooth = np.asarray(scipy.fft.idct(cosines * np.exp(-0.5 * (frequency * width) ** 2)))
         return float(np.abs(smooth).sum())
 
-    low, high = 0.0, 1.0
-    for _ in range(30):  # to 1e-9
-        width = (low + high) / 2
-        low, high = (width, high) if at(width) > width else (low, width)
-    return high
+    # Wider kernels leave less: the difference falls.
+    lowest, highest = 1e-9, 1.0
+    if at(lowest) <= lowest:
+        return lowest
+    return root_scalar(lambda width: at(width) - width, bracket=(lowest, highest), xtol=1e-9).root
 
 
 #: What a metric may be conditioned on; see :func:`region_mask`.
@@ -747,20 +762,24 @@ def region_mask(target: torch.Tensor, region: Region, radius: int | None = None)
         return torch.ones_like(target, dtype=torch.bool)
     if region == "foreground":
         return target > 0
-    pool = F.max_pool2d if target.dim() == 3 else F.max_pool3d
 
     def widest(values: torch.Tensor) -> torch.Tensor:
-        values = values.float().unsqueeze(1)
-        for axis in range(target.dim() - 1):  # one after the other costs less than a square or cube at once
-            along = [int(other == axis) for other in range(target.dim() - 1)]
-            values = pool(values, [2 * reach * one + 1 for one in along], 1, [reach * one for one in along])
-        return values.squeeze(1)
+        """The highest value within reach, one axis after the other."""
+        for axis in range(1, values.dim()):
+            narrow, size = values, values.shape[axis]
+            values = narrow.clone()
+            for step in range(1, min(reach + 1, size)):
+                for here, there in ((0, step), (step, 0)):
+                    part = values.narrow(axis, here, size - step)
+                    torch.maximum(part, narrow.narrow(axis, there, size - step), out=part)
+        return values
 
+    values = target.int()
     if region == "dilated":
-        return (widest(target > 0) > 0) & (target >= 0)
+        return (widest(values) > 0) & (target >= 0)
     # Ignored voxels are neither the highest nor the lowest.
-    lowest = -widest(torch.where(target < 0, -torch.inf, -target.float()))
-    return (widest(target) != lowest) & (target >= 0)
+    lowest = -widest(torch.where(target < 0, torch.iinfo(values.dtype).min, -values))
+    return (widest(values) != lowest) & (target >= 0)
 
 
 def average_over_volumes(values: Sequence[float], weights: Sequence[float] | None = None) -> float:
@@ -969,7 +988,7 @@ def _raise_if_outside(limits: torch.Tensor, num_classes: int) -> None:
 def _label_wins(probs: torch.Tensor, label: torch.Tensor, confidence: torch.Tensor) -> torch.Tensor:
     """Where the label is the arg-max, the first of several equal ones, (n,)."""
     if probs.device.type == "cpu":  # there a max with its index takes ten times as long as one without
-        losers = (probs - confidence).sign_().sum(dtype=torch.float64)
+        losers = (probs - confidence).sign_().sum()  # exact in a block
         if losers == label.numel() * (1 - probs.shape[0]):  # no voxel has two winners
             return (probs.gather(0, label.unsqueeze(0)) == confidence).squeeze(0)
     return probs.max(0).indices == label

@@ -28,12 +28,13 @@ from mbls.metrics import (
     CalibrationBins,
     Region,
     Reliability,
-    adaptive_calibration_error,
+    _adaptive_error,
+    _smooth_error,
+    _winners,
     brier_score,
     negative_log_likelihood,
     region_mask,
     segmentation_scores,
-    smooth_calibration_error,
 )
 from mbls.progress import progress_bar
 from mbls.statistics import bootstrap_interval
@@ -103,6 +104,10 @@ class _Voxels:
         return CalibrationBins(self.probs.shape[1]).update(self.probs, self.labels)
 
     @functools.cached_property
+    def winners(self) -> tuple[torch.Tensor, torch.Tensor]:
+        return _winners(self.probs, self.labels)
+
+    @functools.cached_property
     def brier(self) -> float:
         return brier_score(self.probs, self.labels)
 
@@ -120,7 +125,7 @@ def _overconfidence(bins: CalibrationBins) -> float:
 
 def _share_above(voxels: _Voxels, confidence: float) -> float:
     """The voxels whose winning class has more than this probability, as a share of all."""
-    return int((voxels.probs.amax(1) > confidence).sum()) / voxels.number
+    return int((voxels.winners[0] > confidence).sum()) / voxels.number
 
 
 @dataclass(frozen=True)
@@ -150,8 +155,8 @@ METRICS = {
     "cece": Metric("CECE", 4, "low", lambda voxels: voxels.bins.classwise("ece")),
     "cace": Metric("class-wise ACE", 4, "low", lambda voxels: voxels.bins.classwise("ace")),
     "cmce": Metric("class-wise MCE", 4, "low", lambda voxels: voxels.bins.classwise("mce")),
-    "aece": Metric("AECE", 4, "low", lambda voxels: adaptive_calibration_error(voxels.probs, voxels.labels)),
-    "smece": Metric("smooth ECE", 4, "low", lambda voxels: smooth_calibration_error(voxels.probs, voxels.labels)),
+    "aece": Metric("AECE", 4, "low", lambda voxels: _adaptive_error(*voxels.winners)),
+    "smece": Metric("smooth ECE", 4, "low", lambda voxels: _smooth_error(*voxels.winners)),
     "nll": Metric("NLL", 3, "low", lambda voxels: negative_log_likelihood(voxels.probs, voxels.labels)),
     "brier": Metric("Brier", 3, "low", lambda voxels: voxels.brier),
     "brier_calibration": Metric("Brier, calibration", 4, "low", lambda voxels: voxels.bins.brier_calibration()),
@@ -356,9 +361,10 @@ def distance_counts(distances: torch.Tensor) -> np.ndarray:
         distances: :func:`mbls.constraints.logit_distances`, (B, K, *spatial).
     """
     width, highest = float(DISTANCE_EDGES[1]), float(DISTANCE_EDGES[-2])
-    # A division by 1/4 is exact; torch.bucketize takes ten times as long.
-    place = (distances.clamp(max=highest) / width).long().flatten()
-    counts = torch.bincount(place, minlength=len(DISTANCE_EDGES) - 1)
+    counts = torch.zeros(len(DISTANCE_EDGES) - 1, dtype=torch.int64, device=distances.device)
+    for block in distances.flatten().split(1 << 16):  # stays near the cache
+        # A division by 1/4 is exact; torch.bucketize takes ten times as long.
+        counts += torch.bincount((block.clamp(max=highest) / width).long(), minlength=len(counts))
     counts[0] -= distances.numel() // distances.shape[1]  # the winner of each voxel
     return counts.cpu().numpy()
 
@@ -463,7 +469,7 @@ def _overlap(prediction: Prediction, wanted: Sequence[str], class_names: Sequenc
     if not wanted:
         return {}
     ignored = prediction.labels == IGNORED  # background in both: neither a hit nor a miss
-    winner = prediction.logits.argmax(0).masked_fill(ignored, 0)
+    winner = prediction.winner.masked_fill(ignored, 0)
     labels = prediction.labels.masked_fill(ignored, 0)
     surface = any(name != "dsc" for name in wanted)
     scores = segmentation_scores(winner, labels, len(class_names), prediction.spacing, surface)

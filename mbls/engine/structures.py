@@ -38,8 +38,9 @@ def volumes(prediction: Prediction, class_names: tuple[str, ...]) -> list[dict[s
     """
     counts = prediction.labels != IGNORED
     with torch.inference_mode():
-        probs = prediction.logits.softmax(0)[:, counts].double()
-        winner, labels = prediction.logits.argmax(0)[counts], prediction.labels[counts]
+        probs, winner, labels = prediction.logits.softmax(0), prediction.winner, prediction.labels
+        if not counts.all():
+            probs, winner, labels = probs[:, counts], winner[counts], labels[counts]
         voxel_ml = math.nan if prediction.spacing is None else math.prod(prediction.spacing) / 1000
         rows = []
         for label, name in enumerate(class_names[1:], 1):
@@ -49,8 +50,8 @@ def volumes(prediction: Prediction, class_names: tuple[str, ...]) -> list[dict[s
                     "class": name,
                     "true": int((labels == label).sum()),
                     "predicted": int(won.sum()),
-                    "expected": float(p.sum()),
-                    "sd": float((p * (1 - p)).sum().sqrt()),
+                    "expected": float(p.sum(dtype=torch.float64)),
+                    "sd": float((p * (1 - p)).sum(dtype=torch.float64).sqrt()),
                     "expected_dsc": expected_dsc(p, won),
                     "voxel_ml": voxel_ml,
                 }
@@ -71,7 +72,7 @@ def expected_dsc(probs: torch.Tensor, won: torch.Tensor) -> float:
     """
     if not won.any():
         return math.nan
-    return float(2 * probs[won].double().sum() / (probs.double().sum() + won.sum()))
+    return float(2 * probs[won].sum(dtype=torch.float64) / (probs.sum(dtype=torch.float64) + won.sum()))
 
 
 def boundary_distance(labels: np.ndarray, spacing: tuple[float, ...], reach: float = 16.0) -> np.ndarray:
@@ -128,8 +129,7 @@ def distance_shells(prediction: Prediction) -> np.ndarray:
     signed = boundary_distance(labels, prediction.spacing) * np.where(labels > 0, -1, 1)
     known = ~np.isnan(signed)
     shell = np.searchsorted(SHELLS[1:-1], signed[known], side="right")
-    with torch.inference_mode():
-        confidence, winner = (part.cpu().numpy()[known] for part in prediction.logits.softmax(0).max(0))
+    confidence, winner = (part.cpu().numpy()[known] for part in (prediction.confidence, prediction.winner))
     for column, values in enumerate(
         (None, confidence.astype(np.float64), (winner == labels[known]).astype(np.float64))
     ):

@@ -138,8 +138,7 @@ def judge_case(
 
 def _picture(prediction: Prediction) -> tuple[np.ndarray, int, float]:
     labels = prediction.labels.reshape(-1, *prediction.labels.shape[-2:])
-    with torch.inference_mode():
-        confidence, winner = (part.reshape(labels.shape) for part in prediction.logits.softmax(0).max(0))
+    confidence, winner = (part.reshape(labels.shape) for part in (prediction.confidence, prediction.winner))
     wrong = (winner != labels) & (labels >= 0)
     worst = int((confidence.double() * wrong).flatten(1).sum(1).argmax())
     shown = torch.stack(
