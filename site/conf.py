@@ -1,6 +1,8 @@
 """How Sphinx makes the site; `make site` stages the sources and calls it (build.py)."""
 
 import re
+import tomllib
+from pathlib import Path
 
 import mbls
 
@@ -42,6 +44,19 @@ html_theme_options = {
     "use_download_button": True,
     "use_fullscreen_button": False,
 }
+# Buttons that open a page's notebook in Colab and Binder; left out while no address is set.
+settings = tomllib.loads((Path(__file__).resolve().parents[1] / "pyproject.toml").read_text(encoding="utf-8"))
+if repository := settings["project"].get("urls", {}).get("Repository"):
+    html_theme_options |= {
+        "repository_url": repository,
+        "repository_branch": "main",
+        "use_repository_button": True,
+        "launch_buttons": {
+            "colab_url": "https://colab.research.google.com",
+            "binderhub_url": "https://mybinder.org",
+            "notebook_interface": "jupyterlab",
+        },
+    }
 html_copy_source = True
 html_show_sourcelink = False
 html_show_sphinx = False

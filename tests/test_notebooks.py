@@ -1,5 +1,6 @@
 """What a notebook must be, whatever it says; that its outputs still come out is checked by nbval (make test)."""
 
+import importlib.util
 import re
 import subprocess
 import sys
@@ -7,12 +8,16 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from IPython.core.inputtransformer2 import TransformerManager
 
 from mbls.course import exercises
 
 ROOT = Path(__file__).resolve().parents[1] / "notebooks"
 LESSONS = sorted(ROOT.glob("*.ipynb"))
 SOLUTIONS = sorted((ROOT / "solutions").glob("*.ipynb"))
+SPEC = importlib.util.spec_from_file_location("install_cell", ROOT / "install_cell.py")
+install_cell = importlib.util.module_from_spec(SPEC)
+SPEC.loader.exec_module(install_cell)
 
 
 def name(path):
@@ -66,6 +71,46 @@ def test_code_cells_are_short(notebook):
     ]  # the import cell may be longer
     assert len(code) - len(lessons) <= 1
     assert [source for source in lessons if source.count("\n") >= 15] == []
+
+
+def test_the_first_code_cell_installs_what_is_missing(notebook):
+    """The same in all notebooks, folded, and on no page; `python notebooks/install_cell.py` writes it."""
+    cell = next(cell for cell in notebook.cells if cell.cell_type == "code")
+    assert cell.source == install_cell.source(install_cell.repository())
+    assert cell.source.count("\n") < 6
+    assert cell.outputs == []
+    assert cell.metadata == {"jupyter": {"source_hidden": True}, "tags": ["remove-cell"]}
+
+
+@pytest.mark.parametrize("address", ["", "https://github.com/owner/course"])
+def test_the_first_code_cell_where_the_package_is_missing(address, monkeypatch):
+    ran = []
+
+    class Shell:
+        def run_line_magic(self, name, line, **_):
+            ran.append(f"{name} {line}")
+
+    code = TransformerManager().transform_cell(install_cell.source(address))
+    exec(code, {"get_ipython": Shell})
+    assert ran == [], "it is installed here"
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    if address:
+        exec(code, {"get_ipython": Shell})
+        assert ran == ["pip install --quiet git+https://github.com/owner/course"]
+    else:
+        with pytest.raises(ModuleNotFoundError, match=r"README\.md says how to install"):
+            exec(code, {"get_ipython": Shell})
+
+
+def test_the_install_cell_is_written_once_and_numbers_the_others_anew(tmp_path):
+    path = tmp_path / "copy.ipynb"
+    path.write_bytes(LESSONS[0].read_bytes())
+    install_cell.write(path, install_cell.repository())
+    assert path.read_bytes() == LESSONS[0].read_bytes()
+    install_cell.write(path, "https://github.com/owner/course")
+    before, after = (nbformat.read(each, as_version=4) for each in (LESSONS[0], path))
+    assert after.cells[1].source == install_cell.source("https://github.com/owner/course")
+    assert after.cells[2:] == before.cells[2:]
 
 
 def test_no_widget_is_stored_without_its_kernel(notebook):

@@ -3,13 +3,19 @@
 import html.parser
 import json
 import re
+import shutil
+import subprocess
+import sys
 import urllib.parse
+from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from mbls.course.explorers import LogitExplorer, VoxelExplorer
 from mbls.course.static import positions, write_static
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def test_positions_are_spread_evenly_and_hold_the_present_one():
@@ -107,3 +113,46 @@ def test_answers_are_folded_and_questions_are_there(site, name):
     assert page.count('class="mbls-ask"') >= 4
     folds = re.findall(r"<details.*?</details>", page, re.DOTALL)
     assert page.count('class="mbls-reveal"') == sum(fold.count('class="mbls-reveal"') for fold in folds)
+
+
+def notebooks_of(site):
+    return sorted(path.relative_to(site) for path in site.glob("notebooks/**/0*.html"))
+
+
+def test_without_an_address_no_page_leads_to_colab(site):
+    """The address of the repository is one setting, and not set."""
+    assert len(notebooks_of(site)) == 18
+    assert [path.name for path in pages_of(site) if "colab.research" in path.read_text()] == []
+
+
+def test_with_an_address_each_notebook_opens_in_colab_and_binder(site, tmp_path):
+    """The site's own settings beside a pyproject.toml that has an address."""
+    shutil.copytree(ROOT / "site", tmp_path / "site", ignore=shutil.ignore_patterns("_build"))
+    (tmp_path / "site" / "_build" / "static").mkdir(parents=True)
+    address = "\n[project.urls]\nRepository = 'https://github.com/owner/course'\n"
+    (tmp_path / "pyproject.toml").write_text((ROOT / "pyproject.toml").read_text() + address)
+    pages = tmp_path / "pages"
+    shutil.copytree(site.parent / "source" / "notebooks", pages / "notebooks")
+    (pages / "index.md").write_text("# Pages\n")
+    command = [
+        sys.executable,
+        "-m",
+        "sphinx",
+        "--quiet",
+        "-c",
+        str(tmp_path / "site"),
+        str(pages),
+        str(tmp_path / "out"),
+    ]
+    finished = subprocess.run(command, capture_output=True, text=True)
+    assert finished.returncode == 0, finished.stderr
+    for path in notebooks_of(site):
+        addresses = Links(tmp_path / "out" / path).addresses
+        name = path.with_suffix(".ipynb")
+        assert f"https://colab.research.google.com/github/owner/course/blob/main/{name}" in addresses
+        assert f"https://mybinder.org/v2/gh/owner/course/main?urlpath=lab/tree/{name}" in addresses
+    assert "colab.research" not in (tmp_path / "out" / "index.html").read_text()
+
+
+def test_no_page_shows_the_cell_that_installs(site):
+    assert [path for path in notebooks_of(site) if "find_spec" in (site / path).read_text()] == []
