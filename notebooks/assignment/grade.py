@@ -18,7 +18,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +84,7 @@ def run(file: Path, calls: Sequence[Call], seconds: float) -> tuple[dict[int, An
     """
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         asked, answered = Path(folder, "calls.json"), Path(folder, "answers.jsonl")
-        asked.write_text(json.dumps([_as_json(call) for call in calls]), encoding="utf-8")
+        asked.write_text(json.dumps([as_json(call) for call in calls]), encoding="utf-8")
         command = [sys.executable, "-P", str(RUNNER), str(file.resolve())]
         process = subprocess.Popen(
             [*command, str(asked), str(answered)],
@@ -114,7 +114,7 @@ def _kill(process: subprocess.Popen) -> None:
     process.wait()
 
 
-def _as_json(call: Call) -> dict[str, Any]:
+def as_json(call: Call) -> dict[str, Any]:
     def value(argument: Any) -> Any:
         if isinstance(argument, torch.Tensor):
             return {"tensor": argument.tolist()}
@@ -132,22 +132,20 @@ def read_answers(file: Path, calls: int) -> dict[int, Answer]:
     for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             told = json.loads(line)
-            place, value = told["call"], told.get("value")
-            if isinstance(value, (list, int, float)):
-                value = torch.tensor(value, dtype=torch.float64)
-            answer = Answer(value, str(told.get("error", "")))
-        except (
-            ValueError,
-            TypeError,
-            KeyError,
-            AttributeError,
-            RecursionError,
-            OverflowError,
-        ):
+            place, answer = told["call"], answer_of(told)
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError):
             continue
         if type(place) is int and -1 <= place < calls:
             found.setdefault(place, answer)
     return found
+
+
+def answer_of(told: Mapping[str, Any]) -> Answer:
+    """An answer as run_submission.py tells it."""
+    value = told.get("value")
+    if isinstance(value, (list, int, float)):
+        value = torch.tensor(value, dtype=torch.float64)
+    return Answer(value, str(told.get("error", "")))
 
 
 def text_of(file: Path) -> str:

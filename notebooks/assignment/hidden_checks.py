@@ -24,7 +24,7 @@ from mbls.statistics import bootstrap_interval
 #: How far an end of an interval may lie off, in halves of its width: resampling is chance.
 SLACK = 0.12
 #: How many sets of patients the students' bootstraps draw; ours draws more.
-RESAMPLES, OUR_RESAMPLES = 4000, 20_000
+RESAMPLES, OUR_RESAMPLES = 4000, 10_000
 
 PENALTY, GRADIENT = "soft_margin_penalty", "soft_margin_gradient"
 SUMS, VOXELS = "classwise_error", "classwise_error_of_voxels"
@@ -579,11 +579,15 @@ def sentences(faults: Any) -> tuple[str, str, str]:
 
 
 def voxels_calls(random: np.random.Generator) -> Iterator[Call]:
-    """The calls of task 2's second function: with certain voxels, which err now and then."""
+    """The calls of task 2's second function, with probabilities of exactly 1 and 0, which err now and then."""
     probs, labels = forecasts(random, 900, 4)
     certain = np.arange(300) % 4
     probs[:300] = np.eye(4)[certain]
     labels[:300] = np.where(random.random(300) < 0.7, certain, random.integers(0, 4, 300))
+    without = np.arange(300, 500) % 4
+    probs[np.arange(300, 500), without] = 0
+    probs /= probs.sum(1, keepdims=True)
+    labels[300:500] = np.where(random.random(200) < 0.3, without, labels[300:500])
     order = random.permutation(900)
     probs, labels = probs[order], labels[order]
     tensors = torch.from_numpy(probs), torch.from_numpy(labels)
@@ -595,14 +599,16 @@ def voxels_marks(answered: Answered) -> Iterator[Mark]:
     """The marks of task 2's second function: a point for each fault repaired."""
     ((call, answer),) = answered
     feedback, told = failed(answer), ("", "", "")
+    if feedback is None and (misformed := _misformed(answer.value, call.expected)):
+        feedback = Feedback(False, misformed)
     if feedback is None:
+        # Closer than elsewhere: dozens of combinations have to be told apart.
         errors = repairs(*call.arguments)
-        still_in = [f for f, error in errors if _equal(answer.value, torch.tensor(error))]
+        still_in = [faults for faults, error in errors if abs(float(answer.value) - error) < 1e-7]
         if still_in:
             told = sentences(still_in[0])
         else:
-            new = "No repair of some of the faults gives this result: a new fault came in."
-            feedback = Feedback(False, _misformed(answer.value, call.expected) or new)
+            feedback = Feedback(False, "No repair of some of the faults gives this result: a new fault came in.")
     praises = ("no probability is lost", "weighed by shares", "all voxels are counted")
     for place, wrong, praise in zip(("edges", "mean", "voxels"), told, praises, strict=True):
         shown = feedback or Feedback(not wrong, wrong or f"Yes: {praise}.")
@@ -639,11 +645,11 @@ def cases_of(
     # Quantiles instead of draws: the interval is then known for every seed.
     spread = norm.ppf((np.arange(patients) + 0.5) / patients)
     spread = random.permutation(spread / spread.std())
-    difference = 0.02 * (spread + effect / np.sqrt(patients))
+    difference = 0.005 * (spread + effect / np.sqrt(patients))
     difference = difference + large * (np.array(sizes) > 2)
     of = np.repeat(np.arange(patients), sizes)
     level = 0.15 + 0.1 * random.random(patients)[random.permutation(patients)]
-    noise = np.concatenate([0.001 * (np.arange(n) - (n - 1) / 2) for n in sizes])
+    noise = np.concatenate([0.0002 * (np.arange(n) - (n - 1) / 2) for n in sizes])
     a = level[of] + difference[of] / 2 + noise
     b = level[of] - difference[of] / 2 - noise
     order = random.permutation(len(of))
@@ -674,13 +680,12 @@ def wrong_intervals(cases: Cases) -> list[Mistake]:
     names = np.unique(patients)
     counts = np.array([(patients == name).sum() for name in names])
     sums = np.stack([difference * counts, counts], 1)
-    shuffled = (a - b)[: len(a) // 2 * 2].reshape(-1, 2).mean(1)
     right = _interval(difference)
     thoughts = [
         ("The sign is turned: A - B is asked for.", -right[::-1], 0.5),
         (
             "Cases are drawn as if they were independent. ED and ES of a patient are alike: "
-            "draw patients, each with all its cases.",
+            "draw patients, each with all its cases. (They come in any order: neighbouring rows are not one patient's.)",
             _interval(a - b),
             0.5,
         ),
@@ -693,11 +698,6 @@ def wrong_intervals(cases: Cases) -> list[Mistake]:
             "Patients with more cases count more: average each patient's cases first.",
             _interval(sums, lambda drawn: drawn[:, 0].sum() / drawn[:, 1].sum()),
             0.5,
-        ),
-        (
-            "Neighbouring rows are taken for one patient; the cases come in any order.",
-            _interval(shuffled),
-            0,
         ),
         (
             "This is how far patients lie apart, not how far their mean may lie off.",
@@ -717,42 +717,44 @@ def interval_calls(random: np.random.Generator) -> Iterator[Call]:
     """The calls of task 3's first function."""
     for what, sizes, large in (
         ("two cases each", (2,) * 20, 0.0),
-        ("cases of different number", (2,) * 16 + (10,) * 4, 0.05),
+        ("cases of different number", (2,) * 16 + (10,) * 4, 0.01),
     ):
         cases = cases_of(random, -1.0, sizes, large)
         arguments = (cases.a, cases.b, cases.patients.tolist(), RESAMPLES, 3)
-        yield Call(INTERVAL, what, arguments, cases)
+        yield Call(INTERVAL, what, arguments, torch.from_numpy(right_interval(cases)))
 
 
 def interval_marks(answered: Answered) -> Iterator[Mark]:
     """The marks of task 3's first function."""
-    praise = "Yes: patients are drawn, with all their cases and both networks."
-    for (call, answer), item, most in zip(answered, ("3.1 interval", "3.2 interval, unequal"), (2, 1), strict=True):
-        feedback, share = judged_interval(answer, call.expected, praise)
-        yield Mark(item, most * share if most > 1 else float(share == 1), most, feedback)
+    (equal, of_equal), (unequal, of_unequal) = answered
+    verdict = judged_interval(of_equal, equal)
+    yield Mark("3.1 interval", 2 * verdict.share, 2, verdict.feedback)
+    verdict = judged_interval(of_unequal, unequal)
+    yield Mark("3.2 interval, unequal", float(verdict.share == 1), 1, verdict.feedback)
 
 
-def judged_interval(answer: Answer, cases: Cases, praise: str) -> tuple[Feedback, float]:
-    """The feedback to an interval, and the share of the points: the nearest of the right one
-    and the known wrong ones, if it is near enough."""
+def judged_interval(answer: Answer, call: Call) -> Verdict:
+    """Compare an interval with the right one, then with the known wrong ones."""
     if (nothing := failed(answer)) is not None:
-        return nothing, 0.0
-    right = torch.from_numpy(right_interval(cases))
-    if misformed := _misformed(answer.value, right):
-        return Feedback(False, f"{misformed} Return the lower and the upper end."), 0.0
-    if answer.value[0] > answer.value[1]:
-        return Feedback(False, "The lower end comes first."), 0.0
-    half = float(right[1] - right[0]) / 2
-    known = [Mistake(praise, right, 1), *wrong_intervals(cases)]
-    nearest = min(known, key=lambda m: float((answer.value - m.value).abs().max()))
-    if float((answer.value - nearest.value).abs().max()) > SLACK * half:
-        low, high = answer.value.tolist()
-        told = (
-            f"[{low:.4f}, {high:.4f}] instead of [{right[0]:.4f}, {right[1]:.4f}]: one mean "
-            "difference a patient, draw patients, take the 2.5 % and 97.5 % points."
-        )
-        return Feedback(False, told), 0.0
-    return Feedback(nearest is known[0], nearest.thought), nearest.keeps
+        return Verdict(nothing, 0)
+    if misformed := _misformed(answer.value, call.expected):
+        return Verdict(Feedback(False, f"{misformed} Return the lower and the upper end."), 0)
+    if not answer.value[0] <= answer.value[1]:
+        return Verdict(Feedback(False, "The lower end comes first, and both are numbers."), 0)
+
+    def near(ends: torch.Tensor) -> bool:
+        return float((answer.value - ends).abs().max()) <= SLACK * float(ends[1] - ends[0]) / 2
+
+    if near(call.expected):
+        praise = "Yes: patients are drawn, with all their cases and both networks."
+        return Verdict(Feedback(True, praise), 1)
+    a, b, patients = call.arguments[:3]
+    for mistake in wrong_intervals(Cases(a, b, np.array(patients))):
+        if near(mistake.value):
+            return Verdict(Feedback(False, mistake.thought), mistake.keeps, mistake)
+    ends, right = ("[" + ", ".join(f"{end:.4f}" for end in x) + "]" for x in (answer.value, call.expected))
+    told = f"{ends} instead of {right}: one mean difference a patient, draw patients, take the 2.5 % and 97.5 % points."
+    return Verdict(Feedback(False, told), 0)
 
 
 #: What is particular about the cases -> effect in standard errors, what is better, the answer.

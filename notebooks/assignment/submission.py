@@ -15,9 +15,9 @@ import torch
 
 
 def soft_margin_penalty(logits: torch.Tensor, margin: float, width: float) -> torch.Tensor:
-    """The mean over the classes of h(d_k - m), with the logit distances d_k.
+    """The mean over the classes of h(d_k - m), where d_k = max_i l_i - l_k are the logit distances.
 
-    h(x) is 0 up to x = 0, x² / (2 w) up to x = w, and x - w / 2 beyond.
+    h(x) is 0 up to x = 0, x² / (2 w) up to x = w, and x - w / 2 beyond. ``mbls.constraints.logit_distances`` has d.
 
     Args:
         logits: (B, K, *spatial), K >= 2, with any number of spatial dimensions, or none.
