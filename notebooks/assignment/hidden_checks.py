@@ -685,7 +685,7 @@ def wrong_intervals(cases: Cases) -> list[Mistake]:
         ("The sign is turned: A - B is asked for.", -right[::-1], 0.5),
         (
             "Cases are drawn as if they were independent. ED and ES of a patient are alike: "
-            "draw patients, each with all its cases. (They come in any order: neighbouring rows are not one patient's.)",
+            "draw patients, each with all its cases, which come in any order.",
             _interval(a - b),
             0.5,
         ),
