@@ -31,6 +31,9 @@ SOURCE, STATIC, EXPLORERS = BUILD / "source", BUILD / "static", BUILD / "explore
 PAGES = ("notebooks/*.ipynb", "notebooks/*.md", "notebooks/solutions/*.ipynb", "data/**/*.md", "docs/*.md", "*.md")
 PAGES += (
     "notebooks/*.yaml",
+    # Not the folder: its rubric and its hidden checks are the teacher's.
+    "notebooks/assignment/README.md",
+    "notebooks/assignment/submission.py",
     "benchmarks/*.md",
     "tests/*.md",
     "data/results/*.png",

@@ -52,7 +52,11 @@ def test_what_is_the_teachers_stays_out(copies):
         assert path.stat().st_size < 1000
         assert "in your teacher's copy" in path.read_text()
     names = {path.name for path in copies.rglob("*") if path.is_file()}
-    assert names.isdisjoint({"quiz.yaml", "slides.yaml", "grade.py", "answers.md", "student.py"})
+    assert names.isdisjoint({"quiz.yaml", "slides.yaml", "answers.md", "student.py"})
+    assignment = {path.name: path.read_text() for path in (copies / "notebooks" / "assignment").iterdir()}
+    assert sorted(assignment) == ["README.md", "submission.py"]
+    for name, text in assignment.items():
+        assert text == (ROOT / "notebooks" / "assignment" / name).read_text()
 
 
 def test_solutions_come_when_asked_for(tmp_path):
