@@ -218,7 +218,7 @@ class NeighbourExplorer(Explorer):
         "beside the one that independent voxels would have."
     )
 
-    length = Float(2.0, min=0, max=6).tag(label="errors reach over (voxels)", step=0.5)
+    length = Float(2.0, min=0, max=6).tag(label="reach of an error (voxels)", step=0.5)
     side = Int(48).tag(label="side of the image (voxels)")
 
     def __init__(self, **state: Any) -> None:

@@ -101,7 +101,7 @@ def assert_clean(page):
                 ("voxels in the sample", 0),
                 ("bins", 0),
                 ("temperature", 0),
-                ("errors reach over", 1),
+                ("reach of an error", 1),
                 ("patients in the test set", 2),
             ],
         ),
