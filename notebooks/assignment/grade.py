@@ -181,8 +181,12 @@ def show(name: str, given: Sequence[Mark], text: str) -> None:
     """Print what a student gets, and why."""
     points, most = (sum(values) for values in zip(*((m.points, m.most) for m in given), strict=True))
     print(f"\n{name}: {points:g} of {most:g} for the code")
-    for mark in given:
-        print(f"  {mark.item:24} {mark.points:g}/{mark.most:g}  {mark.feedback!r}")
+    # A file that cannot be loaded has one reason, not thirteen.
+    reasons = {mark.feedback for mark in given}
+    for mark in given if len(reasons) > 1 else ():
+        print(f"  {mark.item:24} {mark.points}/{mark.most}  {mark.feedback!r}")
+    for reason in reasons if len(reasons) == 1 else ():
+        print(f"  all items: {reason!r}")
     words = len(text.split())
     over = f", {words - WORDS} more than allowed" if words > WORDS else ""
     told = f"{words} words{over}: by hand, see RUBRIC.md" if words else "… Not answered."
