@@ -24,7 +24,7 @@ from mbls.statistics import bootstrap_interval
 #: How far an end of an interval may lie off, in halves of its width: resampling is chance.
 SLACK = 0.12
 #: How many sets of patients the students' bootstraps draw; ours draws more.
-RESAMPLES, OUR_RESAMPLES = 4000, 10_000
+RESAMPLES, OUR_RESAMPLES = 3000, 10_000
 
 PENALTY, GRADIENT = "soft_margin_penalty", "soft_margin_gradient"
 SUMS, VOXELS = "classwise_error", "classwise_error_of_voxels"
