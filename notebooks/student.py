@@ -41,6 +41,8 @@ several gigabytes of CUDA.
 
 Each notebook asks for predictions before it shows: run the cell, answer, say how sure you
 are, go on. Your answers stay on your machine, in `notebooks/my_predictions.json`.
+
+The assignment, where your teacher sets it, is in `notebooks/assignment/README.md`.
 """
 
 

@@ -122,7 +122,7 @@ def test_points_add_up_to_twenty_and_the_rubric_has_each_item():
     marks = graded()
     assert sum(mark.most for mark in marks.values()) + grade.WRITTEN_POINTS == 20
     rows = re.findall(r"^\| (\d\.\d) [^|]*\| (\d) \|", (FOLDER / "RUBRIC.md").read_text(), re.MULTILINE)
-    assert rows == [(item, f"{mark.most:g}") for item, mark in marks.items()]
+    assert rows == [(item, f"{mark.most}") for item, mark in marks.items()]
 
 
 def test_the_examples_hold_for_the_right_solution():
@@ -246,23 +246,23 @@ def decision(ends, low="A", high="B"):
 
 
 PENALTIES = [
-    (lambda x, m, w: 4 * penalty(huber)(x, m, w) / w * x.shape[1] / 4, "factor K", 5),
-    (penalty(lambda x, w: torch.where(x > w, x, huber(x, w) / w)), "do not meet", 5),
-    (penalty(huber), "w times", 5),
-    (lambda logits, m, w: margin_penalty(logits, m), "plain hinge", 2),
-    (penalty(lambda x, w: F.relu(x) ** 2 / (2 * w)), "for ever", 2),
-    (penalty(lambda x, w: huber(x.abs(), w) / w), "equality", 2),
-    (lambda logits, m, w: penalty(huber)(logits, m, w).mean(), "shape ()", 3),
-    (lambda logits, m, w: F.relu(logits - logits.amax(1, keepdim=True) - m).mean(1), "0 everywhere", 3),
+    (lambda x, m, w: penalty(huber)(x, m, w) * x.shape[1] / w, "factor K", 2),
+    (penalty(lambda x, w: torch.where(x > w, x, huber(x, w) / w)), "do not meet", 2),
+    (penalty(huber), "w times", 2),
+    (lambda logits, m, w: margin_penalty(logits, m), "plain hinge", 0),
+    (penalty(lambda x, w: F.relu(x) ** 2 / (2 * w)), "for ever", 0),
+    (penalty(lambda x, w: huber(x.abs(), w) / w), "equality", 0),
+    (lambda logits, m, w: penalty(huber)(logits, m, w).mean(), "shape ()", 0),
+    (lambda logits, m, w: F.relu(logits - logits.amax(1, keepdim=True) - m).mean(1), "0 everywhere", 0),
 ]
 
 
-@pytest.mark.parametrize(("wrong", "thought", "most"), PENALTIES)
-def test_wrong_penalties(wrong, thought, most):
+@pytest.mark.parametrize(("wrong", "thought", "left"), PENALTIES)
+def test_wrong_penalties(wrong, thought, left):
     marks = graded(soft_margin_penalty=wrong)
     assert thought in marks["1.1"].feedback.message
-    assert marks["1.1"].points + marks["1.2"].points < 3
-    assert points(marks) < 16
+    assert marks["1.1"].points + marks["1.2"].points == left
+    assert marks["2.1"].points == 1
 
 
 def test_a_penalty_with_one_mistake_is_followed_through():
@@ -335,7 +335,7 @@ def test_wrong_errors_from_sums_cost_one_point(item, wrong, thought, left):
 @pytest.mark.parametrize("faults", list(itertools.product((True, False), repeat=3)))
 def test_each_repaired_fault_is_a_point(faults):
     marks = graded(classwise_error_of_voxels=repaired(*faults))
-    assert [marks[f"2.{n}"].points for n in (4, 5, 6)] == list(map(float, faults))
+    assert [marks[f"2.{n}"].points for n in (4, 5, 6)] == list(map(int, faults))
     words = ("exactly 1", "count the same", "by their label")
     for number, right, word in zip((4, 5, 6), faults, words, strict=True):
         assert right or word in marks[f"2.{number}"].feedback.message
@@ -419,16 +419,15 @@ NAMES = [checks.PENALTY, checks.GRADIENT, checks.SUMS, checks.VOXELS, checks.INT
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("nonsense", ["text", [], {}, (1, "a"), torch.zeros(7, 7), float("nan"), 10**400, range(10**6)])
+@pytest.mark.parametrize(
+    "nonsense",
+    ["text", [], {}, (1, "a"), torch.zeros(7, 7), float("nan"), 10**400, range(10**6)],
+    ids=["text", "empty", "dictionary", "mixed", "shape", "nan", "large", "long"],
+)
 def test_nonsense_is_told_and_not_raised(name, nonsense):
     marks = graded(**{name: lambda *arguments: nonsense})
     assert points(marks) < 16
     assert all(len(mark.feedback.message) > 10 for mark in marks.values())
-
-
-def run(*arguments):
-    command = [sys.executable, str(FOLDER / "grade.py"), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=500)
 
 
 FORGED = """
@@ -452,7 +451,7 @@ IMPORTING = RIGHT + (
 CLASS = {
     "anna/submission.py": (RIGHT, 16, "✓ Yes: patients are drawn"),
     "bert.py": ((FOLDER / "submission.py").read_text(), 0, "Not answered"),
-    "carl.py": ("import sys\nsys.exit(0)\n" + RIGHT, 0, "cannot be loaded (SystemExit"),
+    "carl.py": ("import sys\nsys.exit(0)\n" + RIGHT, 0, "cannot be loaded (SystemExit, line 2"),
     "cora.py": (RIGHT + "\n\ndef decide(*arguments):\n    raise SystemExit(0)\n", 15, "SystemExit"),
     "dora.py": ("def soft_margin_penalty(:\n", 0, "cannot be loaded (SyntaxError"),
     "emil.py": ("import no_such_module\n" + RIGHT, 0, "no_such_module"),
@@ -473,17 +472,17 @@ CLASS = {
     ],
     ids=["three", "all"],
 )
-def test_whatever_a_submission_does_the_others_are_graded(tmp_path, names):
+def test_whatever_a_submission_does_the_others_are_graded(tmp_path, monkeypatch, capsys, names):
     folder, out = tmp_path / "class", tmp_path / "grades.csv"
     handed_in = {name: CLASS[name] for name in names}
     for name, (source, _, _) in handed_in.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(source)
-    finished = run(folder, "--out", out, "--seconds", 25)
-    assert finished.returncode == 0, finished.stderr
+    monkeypatch.setattr(sys, "argv", ["grade.py", str(folder), "--out", str(out), "--seconds", "25"])
+    grade.main()
     table = pd.read_csv(out).set_index("submission")
     assert list(table.index) == names
-    parts = re.split(r"\n(?=\S+: [\d.]+ of 16)", finished.stdout)[1:]
+    parts = re.split(r"\n(?=\S+: [\d.]+ of 16)", capsys.readouterr().out)[1:]
     assert len(parts) == len(names)
     for part, (name, (_, points, told)) in zip(parts, handed_in.items(), strict=True):
         assert table.loc[name, "code"] == points, part

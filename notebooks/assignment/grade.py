@@ -18,6 +18,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -96,19 +97,31 @@ def run(file: Path, calls: Sequence[Call], seconds: float) -> tuple[dict[int, An
             start_new_session=True,  # so that what it starts ends with it
         )
         try:
-            code = process.wait(seconds)
-            why = f"the process ended early, with status {code}"
-        except subprocess.TimeoutExpired:
-            why = f"stopped after {seconds:g} s: is there an endless loop?"
+            code = _wait(process, answered, seconds)
         finally:
             _kill(process)
+        why = f"stopped after {seconds:g} s: is there an endless loop?"
+        if code is not None:
+            why = f"the process ended early, with status {code}"
         return read_answers(answered, len(calls)), why
+
+
+def _wait(process: subprocess.Popen, answered: Path, seconds: float) -> int | None:
+    """The exit status; None where no further answer came within the limit."""
+    size, since = 0, time.monotonic()
+    while time.monotonic() - since < seconds and size <= MAX_TEXT:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return process.wait(0.1)
+        now = answered.stat().st_size if answered.exists() else 0
+        if now != size:
+            size, since = now, time.monotonic()
+    return None
 
 
 def _kill(process: subprocess.Popen) -> None:
     """End a process and whatever it started."""
     if hasattr(os, "killpg"):
-        with contextlib.suppress(ProcessLookupError):  # all of them have ended
+        with contextlib.suppress(ProcessLookupError, PermissionError):  # all have ended
             os.killpg(process.pid, signal.SIGKILL)
     process.kill()
     process.wait()
@@ -181,8 +194,12 @@ def show(name: str, given: Sequence[Mark], text: str) -> None:
     """Print what a student gets, and why."""
     points, most = (sum(values) for values in zip(*((m.points, m.most) for m in given), strict=True))
     print(f"\n{name}: {points:g} of {most:g} for the code")
-    for mark in given:
-        print(f"  {mark.item:24} {mark.points:g}/{mark.most:g}  {mark.feedback!r}")
+    # A file that cannot be loaded has one reason, not thirteen.
+    reasons = {mark.feedback for mark in given}
+    for mark in given if len(reasons) > 1 else ():
+        print(f"  {mark.item:24} {mark.points}/{mark.most}  {mark.feedback!r}")
+    for reason in reasons if len(reasons) == 1 else ():
+        print(f"  all items: {reason!r}")
     words = len(text.split())
     over = f", {words - WORDS} more than allowed" if words > WORDS else ""
     told = f"{words} words{over}: by hand, see RUBRIC.md" if words else "… Not answered."
@@ -193,7 +210,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Grade submissions of the assignment.")
     parser.add_argument("submissions", nargs="+", type=Path, help="files, or folders of them")
     parser.add_argument("--out", type=Path, help="a table of the points, CSV")
-    parser.add_argument("--seconds", type=float, default=60, help="limit of a process (60)")
+    parser.add_argument("--seconds", type=float, default=60, help="limit of a call (60)")
     parser.add_argument("--seed", type=int, default=0, help="of the hidden numbers (0)")
     options = parser.parse_args()
     try:

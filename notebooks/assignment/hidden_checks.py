@@ -24,7 +24,7 @@ from mbls.statistics import bootstrap_interval
 #: How far an end of an interval may lie off, in halves of its width: resampling is chance.
 SLACK = 0.12
 #: How many sets of patients the students' bootstraps draw; ours draws more.
-RESAMPLES, OUR_RESAMPLES = 4000, 10_000
+RESAMPLES, OUR_RESAMPLES = 3000, 10_000
 
 PENALTY, GRADIENT = "soft_margin_penalty", "soft_margin_gradient"
 SUMS, VOXELS = "classwise_error", "classwise_error_of_voxels"
@@ -59,7 +59,7 @@ class Mistake(NamedTuple):
 
     Attributes:
         thought: the sentence that names what was wrong in the head.
-        value: what it leads to.
+        value: what it leads to; in task 1's tables a function of the arguments.
         keeps: the share of the points that it keeps.
     """
 
@@ -79,8 +79,8 @@ class Mark(NamedTuple):
     """
 
     item: str
-    points: float
-    most: float
+    points: int
+    most: int
     feedback: Feedback
 
 
@@ -245,7 +245,8 @@ def _gradient_of_slopes(slope: Callable) -> Callable:
 
     def gradient(logits: torch.Tensor, m: float, w: float) -> torch.Tensor:
         slopes = slope(logit_distances(logits) - m, w)
-        at_max = F.one_hot(logits.argmax(1), logits.shape[1]).movedim(-1, 1)
+        at_max = (logits == logits.amax(1, keepdim=True)).to(slopes)
+        at_max = at_max / at_max.sum(1, keepdim=True)
         return (at_max * slopes.sum(1, keepdim=True) - slopes) / logits.shape[1]
 
     return gradient
@@ -335,53 +336,56 @@ def soft_margin_calls(random: np.random.Generator) -> Iterator[Call]:
 
 
 def soft_margin_marks(of: Mapping[str, Answered]) -> Iterator[Mark]:
-    """The marks of task 1. A penalty with one known mistake is followed through: its edges
-    and its gradient are held to what this mistake makes of them."""
-    (call, answer), *edges = of[PENALTY]
-    verdict = judged(
-        answer,
-        call.expected,
-        [m._replace(value=m.value(*call.arguments)) for m in WRONG_PENALTIES],
+    """The marks of task 1."""
+    marks, own = _two_marks(
+        ("1.1 penalty", "1.2 penalty at edges"),
+        of[PENALTY],
+        right_penalty,
+        WRONG_PENALTIES,
         "Yes: free up to m, a parabola up to m + w, a line beyond.",
-        "None of the three pieces can be told: compare with h(x) = 0, x² / (2 w), x - w / 2 "
-        "of x = d - m, and its mean over the classes.",
+        "None of the three pieces can be told: compare with h(x) = 0, x² / (2 w), x - w / 2 of x = d - m, and its "
+        "mean over the classes.",
     )
-    yield Mark("1.1 penalty", 2 * verdict.share, 2, verdict.feedback)
-    own = right_penalty
-    if verdict.mistake is not None and verdict.mistake.keeps:
-        thought = verdict.mistake.thought
-        own = next(m.value for m in WRONG_PENALTIES if m.thought == thought)
-    yield _edges("1.2 penalty, edges", edges, own)
-
-    (call, answer), *edges = of[GRADIENT]
-    found = [m._replace(value=m.value(*call.arguments)) for m in WRONG_GRADIENTS]
+    yield from marks
     of_own = Mistake(
         "This is the gradient of your penalty, and right as such: mend the penalty.",
-        gradient_of(own, *call.arguments),
+        lambda *arguments: gradient_of(own, *arguments),
     )
-    verdict = judged(
-        answer,
-        call.expected,
-        [of_own, *found],
+    marks, _ = _two_marks(
+        ("1.3 gradient", "1.4 gradient at edges"),
+        of[GRADIENT],
+        right_gradient,
+        (of_own, *WRONG_GRADIENTS),
         "Yes: -h'(d - m) / K for each class, and the sum of them, turned, for the winner.",
-        "Differs from the differences of the penalty, (P(l + e) - P(l - e)) / 2e: take h' of "
-        "each distance, and ask in which distances a logit stands.",
+        "Differs from the differences of the penalty, (P(l + e) - P(l - e)) / 2e: take h' of each distance, and ask in "
+        "which distances a logit stands.",
     )
-    yield Mark("1.3 gradient", 2 * verdict.share, 2, verdict.feedback)
-    penalty = own if verdict.mistake is of_own else right_penalty
-    yield _edges("1.4 gradient, edges", edges, lambda *arguments: gradient_of(penalty, *arguments))
+    yield from marks
 
 
-def _edges(item: str, answered: Answered, right: Callable) -> Mark:
-    """A point where all edges are right; else the feedback to the first that is not."""
+def _two_marks(
+    items: tuple[str, str], answered: Answered, right: Callable, mistakes: Sequence[Mistake], praise: str, hint: str
+) -> tuple[list[Mark], Callable]:
+    """The marks of a batch and of the edges, and the function that the student seems to have written. A mistake that
+    keeps points is followed through: the edges are held to what it makes of them."""
+    (call, answer), *edges = answered
+    values = [mistake._replace(value=mistake.value(*call.arguments)) for mistake in mistakes]
+    verdict = judged(answer, call.expected, values, praise, hint)
+    first = Mark(items[0], round(2 * verdict.share), 2, verdict.feedback)
+    own = right
+    if verdict.mistake is not None and verdict.share:
+        own = mistakes[values.index(verdict.mistake)].value
     feedback = Feedback(True, "Yes: at the kinks, with ties, for any K and shape.")
-    for call, answer in answered:
-        verdict = judged(answer, right(*call.arguments), (), "", EDGES[call.what])
+    if not verdict.share and failed(answer) is None:
+        feedback = Feedback(False, f"Mend {items[0]} first.")
+        edges = []
+    for call, answer in edges:
+        verdict = judged(answer, own(*call.arguments), (), "", EDGES[call.what])
         if not verdict.feedback.passed:
-            told = f"With {call.what}: {verdict.feedback.message}"
-            feedback = verdict.feedback if answer.value is None else Feedback(False, told)
+            told = Feedback(False, f"With {call.what}: {verdict.feedback.message}")
+            feedback = verdict.feedback if answer.value is None else told
             break
-    return Mark(item, float(feedback.passed is True), 1, feedback)
+    return [first, Mark(items[1], int(feedback.passed is True), 1, feedback)], own
 
 
 # 2. The class-wise calibration error
@@ -432,7 +436,7 @@ def sums_marks(answered: Answered) -> Iterator[Mark]:
         "Yes: each gap by its bin's share of the voxels.",
         "Per class: the sum of |prob_sum - label_sum| over the number of voxels; then the mean over the classes.",
     )
-    yield Mark("2.1 error from sums", verdict.share, 1, verdict.feedback)
+    yield Mark("2.1 error from sums", int(verdict.share), 1, verdict.feedback)
     thought = verdict.mistake.thought if verdict.mistake else ""
 
     def own(call: Call) -> np.ndarray:
@@ -449,7 +453,7 @@ def sums_marks(answered: Answered) -> Iterator[Mark]:
             "Yes: an empty bin adds nothing.",
             "An empty bin has no mean and no share: it adds nothing, and changes nothing else.",
         )
-    yield Mark("2.2 empty bins", verdict.share, 1, verdict.feedback)
+    yield Mark("2.2 empty bins", int(verdict.share), 1, verdict.feedback)
     weights, errors = weighted.arguments[3], own(weighted)
     verdict = judged(
         of_weighted,
@@ -458,7 +462,7 @@ def sums_marks(answered: Answered) -> Iterator[Mark]:
         "Yes: the weighted mean over the classes.",
         "Weights make a weighted mean of the classes' errors: sum of w e over sum of w.",
     )
-    yield Mark("2.3 weights", verdict.share, 1, verdict.feedback)
+    yield Mark("2.3 weights", int(verdict.share), 1, verdict.feedback)
 
 
 def right_errors(count: np.ndarray, prob_sum: np.ndarray, label_sum: np.ndarray) -> np.ndarray:
@@ -613,7 +617,7 @@ def voxels_marks(answered: Answered) -> Iterator[Mark]:
     for place, wrong, praise in zip(("edges", "mean", "voxels"), told, praises, strict=True):
         shown = feedback or Feedback(not wrong, wrong or f"Yes: {praise}.")
         number = ("edges", "mean", "voxels").index(place) + 4
-        yield Mark(f"2.{number} repair, {place}", float(shown.passed is True), 1, shown)
+        yield Mark(f"2.{number} repair of {place}", int(shown.passed is True), 1, shown)
 
 
 # 3. Which network is better?
@@ -727,13 +731,13 @@ def interval_calls(random: np.random.Generator) -> Iterator[Call]:
 def interval_marks(answered: Answered) -> Iterator[Mark]:
     """The marks of task 3's first function."""
     (equal, of_equal), (unequal, of_unequal) = answered
-    verdict = judged_interval(of_equal, equal)
-    yield Mark("3.1 interval", 2 * verdict.share, 2, verdict.feedback)
-    verdict = judged_interval(of_unequal, unequal)
-    yield Mark("3.2 interval, unequal", float(verdict.share == 1), 1, verdict.feedback)
+    verdict = judged_interval(of_equal, equal, "Yes: patients are drawn, with all their cases and both networks.")
+    yield Mark("3.1 interval", round(2 * verdict.share), 2, verdict.feedback)
+    verdict = judged_interval(of_unequal, unequal, "Yes: each patient counts the same.")
+    yield Mark("3.2 unequal patients", int(verdict.share == 1), 1, verdict.feedback)
 
 
-def judged_interval(answer: Answer, call: Call) -> Verdict:
+def judged_interval(answer: Answer, call: Call, praise: str) -> Verdict:
     """Compare an interval with the right one, then with the known wrong ones."""
     if (nothing := failed(answer)) is not None:
         return Verdict(nothing, 0)
@@ -746,7 +750,6 @@ def judged_interval(answer: Answer, call: Call) -> Verdict:
         return float((answer.value - ends).abs().max()) <= SLACK * float(ends[1] - ends[0]) / 2
 
     if near(call.expected):
-        praise = "Yes: patients are drawn, with all their cases and both networks."
         return Verdict(Feedback(True, praise), 1)
     a, b, patients = call.arguments[:3]
     for mistake in wrong_intervals(Cases(a, b, np.array(patients))):
@@ -782,7 +785,7 @@ def decide_marks(answered: Answered) -> Iterator[Mark]:
         right = {call.what: call.expected for call, _ in answered}
         told = wrong_thought(given, right)
         feedback = Feedback(not told, told or "Yes: 0 outside the interval decides, and only that.")
-    yield Mark("3.3 decision", float(feedback.passed is True), 1, feedback)
+    yield Mark("3.3 decision", int(feedback.passed is True), 1, feedback)
 
 
 def wrong_thought(given: Mapping[str, Any], right: Mapping[str, str]) -> str:

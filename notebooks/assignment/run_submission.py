@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import sys
+import traceback
 import types
 import warnings
 from pathlib import Path
@@ -68,6 +69,13 @@ def encoded(value: Any) -> Any:
     return array.tolist()
 
 
+def described(error: BaseException, file: str) -> str:
+    """An error in a line, with the last line of the submission that it went through."""
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
+    where = f", line {lines[-1]}" if lines else ""
+    return f"{type(error).__name__}{where}: {error}"[:300].rstrip(": ")
+
+
 def answer(module: types.ModuleType, call: dict[str, Any]) -> dict[str, Any]:
     """The answer to one call; whatever goes wrong is one too."""
     try:
@@ -77,7 +85,7 @@ def answer(module: types.ModuleType, call: dict[str, Any]) -> dict[str, Any]:
     except NotImplementedError:
         return {"value": None}
     except BaseException as error:
-        return {"error": f"{type(error).__name__}: {error}"[:300]}
+        return {"error": described(error, getattr(module, "__file__", ""))}
 
 
 def main(submission: str, calls: str, answers: str) -> None:
@@ -95,7 +103,7 @@ def main(submission: str, calls: str, answers: str) -> None:
         try:
             module = load(Path(submission))
         except BaseException as error:
-            tell(-1, {"error": f"{type(error).__name__}: {error}"[:300]})
+            tell(-1, {"error": described(error, submission)})
             return
         tell(-1, {"value": None})
         for number, call in enumerate(json.loads(Path(calls).read_text(encoding="utf-8"))):
