@@ -700,9 +700,10 @@ def agreement(
     if np.isfinite(conformal):
         band = {"color": COLOURS["chance"], "alpha": 0.6, "linewidth": 0, "label": "conformal 95 %"}
         axes.fill_between(ends, ends - conformal, ends + conformal, **band)
-        axes.legend(frameon=False, fontsize=8, loc="upper left")
     axes.plot(ends, ends, color=COLOURS["guide"], linestyle="--", linewidth=1)
-    axes.errorbar(truth, predicted, naive, color=colour, linestyle="none", linewidth=2, alpha=0.6)
+    bars = {"color": colour, "linestyle": "none", "linewidth": 2, "alpha": 0.6}
+    axes.errorbar(truth, predicted, naive, label="naive 95 % (bars)", **bars)
+    axes.legend(frameon=False, fontsize=8, loc="upper left")
     points = axes.plot(truth, predicted, marker="o", markersize=4, color=colour, linestyle="none")
     axes.set(xlim=(0, top), ylim=(0, top), xlabel=f"true {label}", ylabel=f"expected {label}", title=title)
     axes.grid(alpha=0.3)
