@@ -693,6 +693,7 @@ def smooth_calibration_error(probs: torch.Tensor, target: torch.Tensor, mask: to
 
 #: What a metric may be conditioned on; see :func:`region_mask`.
 Region = Literal["all", "foreground", "dilated", "boundary"]
+#: The names of the regions.
 REGION_NAMES: tuple[Region, ...] = get_args(Region)
 
 #: Radius of the regions that have one, in voxels, where the caller names none.
