@@ -1452,7 +1452,7 @@ def _with_l1ace(build_inner: Callable[..., _Loss], bins: L1ACEBins) -> Callable[
     return build
 
 
-#: Name -> builder(num_classes, **options); see :func:`build_loss`. Its signature names the options that the loss has.
+#: Name -> ``builder(num_classes, **options)``; see :func:`build_loss`. Its signature names its options.
 LOSSES: dict[str, Callable[..., _Loss]] = {
     "ce": _without_classes(CrossEntropyLoss),
     "ce_dice": _with_dice(CrossEntropyLoss),

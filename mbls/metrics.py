@@ -708,6 +708,7 @@ def _smooth_error(confidence: torch.Tensor, hit: torch.Tensor) -> float:
 
 #: What a metric may be conditioned on; see :func:`region_mask`.
 Region = Literal["all", "foreground", "dilated", "boundary"]
+#: The names of the regions.
 REGION_NAMES: tuple[Region, ...] = get_args(Region)
 
 #: Radius of the regions that have one, in voxels, where the caller names none.

@@ -75,9 +75,9 @@ __all__ = [
     "structure_legend",
 ]
 
-#: By label, from 1 on; further structures start again with the first colour.
+#: Colours of structures by label, from 1 on; further structures start again with the first colour.
 STRUCTURE_COLOURS = ("#33BBEE", "#009988", "#EE3377", "#BBCC33", "#AA4499", "#4477AA", "#EE8866")
-#: By the first part of a loss's name.
+#: Colours of losses, by the first part of the name.
 LOSS_COLOURS = {
     "ce": "#000000",
     "ls": "#E69F00",
@@ -88,7 +88,7 @@ LOSS_COLOURS = {
     "nacl": "#009E73",
     "l1ace": "#999933",
 }
-#: Everything else that has a meaning.
+#: Colours of everything else that has a meaning.
 COLOURS = {
     "truth": "#4D4D4D",  # what is so: the true probability
     "claimed": "#882255",  # what a network says

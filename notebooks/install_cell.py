@@ -34,7 +34,8 @@ def source(address: str) -> str:
     if address:
         return _SOURCE.format(
             comment="Installs the package where it is missing, as in Colab.",
-            command=f"%pip install --quiet git+{address}",
+            # Of the course's libraries only this one is older in Colab than it must be.
+            command=f'%pip install --quiet "ipywidgets>=8.1" git+{address}',
         )
     told = "mbls is missing: README.md says how to install it."
     return _SOURCE.format(

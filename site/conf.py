@@ -27,6 +27,7 @@ suppress_warnings = ["myst.header"]
 
 autodoc_member_order = "bysource"
 autodoc_typehints = "none"
+toc_object_entries_show_parents = "hide"
 napoleon_custom_sections = [("Shape", "notes_style")]
 napoleon_use_ivar = True
 

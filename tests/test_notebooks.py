@@ -96,7 +96,7 @@ def test_the_first_code_cell_where_the_package_is_missing(address, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     if address:
         exec(code, {"get_ipython": Shell})
-        assert ran == ["pip install --quiet git+https://github.com/owner/course"]
+        assert ran == ['pip install --quiet "ipywidgets>=8.1" git+https://github.com/owner/course']
     else:
         with pytest.raises(ModuleNotFoundError, match=r"README\.md says how to install"):
             exec(code, {"get_ipython": Shell})

@@ -1,7 +1,9 @@
 """The site: what its pages are made from, that its links hold. Its pages in a browser: browser/test_site_pages.py."""
 
 import html.parser
+import importlib
 import json
+import pkgutil
 import re
 import shutil
 import subprocess
@@ -12,6 +14,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+import mbls
 from mbls.course.explorers import LogitExplorer, VoxelExplorer
 from mbls.course.static import positions, write_static
 
@@ -152,6 +155,31 @@ def test_with_an_address_each_notebook_opens_in_colab_and_binder(site, tmp_path)
         assert f"https://colab.research.google.com/github/owner/course/blob/main/{name}" in addresses
         assert f"https://mybinder.org/v2/gh/owner/course/main?urlpath=lab/tree/{name}" in addresses
     assert "colab.research" not in (tmp_path / "out" / "index.html").read_text()
+
+
+#: Parts of the package that the site has no page of: the shell, and what only the package itself uses.
+INTERNAL = {"mbls.__main__", "mbls.files", "mbls.progress"}
+
+
+def test_every_public_name_is_in_the_table_and_on_its_page(site):
+    modules = {f"mbls.{part.name}" for part in pkgutil.iter_modules(mbls.__path__)} - INTERNAL
+    assert len(modules) == 12
+    table = Links(site / "api.html").addresses
+    for name in sorted(modules | {"mbls.course.exercises"}):
+        anchors = Links(site / "api" / f"{name}.html").anchors
+        for public in importlib.import_module(name).__all__:
+            full = f"{name}.{public}"
+            if full in modules | {"mbls.course.exercises"}:
+                assert f"api/{full}.html#module-{full}" in table
+            else:
+                assert full in anchors
+                assert f"api/{name}.html#{full}" in table, full
+
+
+def test_every_name_in_the_table_has_a_line(site):
+    rows = re.findall(r"<tr.*?</tr>", (site / "api.html").read_text(), re.DOTALL)
+    assert len(rows) > 150
+    assert [row for row in rows if not re.search(r"</td>\s*<td><p>\S", row)] == []
 
 
 def test_no_page_shows_the_cell_that_installs(site):

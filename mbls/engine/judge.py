@@ -147,6 +147,7 @@ class Metric:
     function: Callable[[_Voxels], float | np.ndarray] | None = None
 
 
+#: Name -> metric, in the order of the tables; one that is added here is judged everywhere.
 METRICS = {
     "dsc": Metric("DSC", 3, "high"),
     "hd95": Metric("HD95", 2, "low"),

@@ -100,6 +100,7 @@ REDUCED = Protocol(
     backbones=(("attention_unet", 12), ("unet++", 12), ("swin_unetr", 12)),
 )
 
+#: Name -> protocol: the paper's, and its reduced form for two CPU cores.
 PROTOCOLS = {protocol.name: protocol for protocol in (PAPER, REDUCED)}
 
 
