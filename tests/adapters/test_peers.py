@@ -1,6 +1,9 @@
 """What docs/integrations.md says of other libraries, by running them: equal where the definitions agree, and different
 where they do not."""
 
+import inspect
+import pkgutil
+
 import numpy as np
 import pytest
 import torch
@@ -61,6 +64,21 @@ def test_ours_at_an_edge():
     assert bins(CERTAIN, CERTAIN_LABELS, 4).ece() == pytest.approx(ONE_IN_THE_LAST_BIN)
 
 
+@pytest.mark.parametrize(
+    ("path", "option", "number"),
+    [
+        ("torchmetrics.functional.classification.multiclass_calibration_error", "n_bins", 15),
+        ("monai.metrics.calibration.CalibrationErrorMetric", "num_bins", 20),
+        ("netcal.metrics.ECE", "bins", 10),
+        ("sklearn.calibration.calibration_curve", "n_bins", 5),
+    ],
+)
+def test_bins_unless_told_otherwise(path, option, number):
+    library(path.rpartition(".")[0])
+    assert inspect.signature(pkgutil.resolve_name(path)).parameters[option].default == number
+    assert CalibrationBins(K).num_bins == 15
+
+
 # torchmetrics
 
 
@@ -117,6 +135,9 @@ def test_monai_has_right_closed_bins_whatever_right_says():
     ours = bins(AT_AN_EDGE, LABELS, 4).cece()
     assert monais(AT_AN_EDGE, LABELS, 4) == pytest.approx(ours, abs=1e-7)
     assert monais(AT_AN_EDGE, LABELS, 4, right=True) == pytest.approx(ours, abs=1e-7)
+    # Two of the bins of each class are empty: left out of its mean.
+    average = bins(AT_AN_EDGE, LABELS, 4).classwise("ace").mean()
+    assert monais(AT_AN_EDGE, LABELS, 4, calibration_reduction="average") == pytest.approx(average, abs=1e-7)
     assert monais(CERTAIN, CERTAIN_LABELS, 4) == pytest.approx(bins(CERTAIN, CERTAIN_LABELS, 4).cece(), abs=1e-7)
 
 
@@ -265,7 +286,9 @@ def test_the_authors_averages(predictions):
 
 
 def test_an_absent_structure_is_no_perfect_one():
-    """Their test script counts DSC 1 and HD 0."""
+    """Their test script counts DSC 1 and HD 0 for it."""
     nothing = torch.zeros(8, 8, dtype=torch.long)
     scores = segmentation_scores(nothing, nothing, 2)
     assert np.isnan([scores["dsc"], scores["hd95"]]).all()
+    one_lacks_it = segmentation_scores(nothing, 1 - nothing, 2)
+    assert (one_lacks_it["dsc"], one_lacks_it["hd95"]) == ([0], [np.inf])
