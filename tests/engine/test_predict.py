@@ -53,6 +53,14 @@ def test_kept_predictions_give_the_same_figures(tmp_path, scale):
     assert fit_temperature(kept).temperature == pytest.approx(fit_temperature(made).temperature, rel=1e-3)
 
 
+def test_the_winner_is_the_first_of_equal_logits():
+    logits = torch.tensor([[[1.0, 0.0, 2.0, -1.0]], [[1.0, 3.0, 2.0, -2.0]], [[0.0, 3.0, 2.0, -1.0]]])
+    prediction = Prediction("a", "a", logits.requires_grad_(), torch.zeros(1, 4, dtype=torch.int64))
+    assert prediction.winner.tolist() == [[0, 1, 0, 0]]
+    assert prediction.winner.equal(logits.argmax(0))
+    assert prediction.confidence.equal(logits.detach().softmax(0).amax(0))
+
+
 def test_rounding_never_changes_the_winner(tmp_path):
     """Logits closer than float16 can tell apart, with the winner anywhere among the classes."""
     logits = torch.full((3, 1, 6, 6), 5.0)
