@@ -29,17 +29,13 @@ MODULES = {
 _TABLE = """# The package, function by function
 
 Made from the docstrings; their examples are run by the tests. A name leads to its page.
-
-```{toctree}
-:hidden:
-
 """
 
 
 def write_api(folder: Path) -> None:
     """Write ``api.md`` and a page for each module into ``folder/api``."""
     (folder / "api").mkdir(exist_ok=True)
-    table = _TABLE + "\n".join(f"api/{name}" for name in MODULES) + "\n```\n"
+    table = _TABLE
     for name, heading in MODULES.items():
         module = importlib.import_module(name)
         names = sorted(module.__all__, key=str.isupper)  # constants last

@@ -36,7 +36,7 @@ html_title = "mbls"
 html_static_path = ["static", "_build/static"]
 html_favicon = "static/favicon.svg"
 html_css_files = ["mbls.css"]
-html_js_files = [("explorers.js", {"defer": "defer"}), ("predictions.js", {"defer": "defer"})]
+html_js_files = [(name, {"defer": "defer"}) for name in ("explorers.js", "predictions.js", "print.js")]
 html_context = {"default_mode": "auto"}
 html_theme_options = {
     "navbar_persistent": [],

@@ -108,6 +108,8 @@ def test_the_policy_names_every_script_within_a_page(site):
     policy = (site / "_headers").read_text()
     assert "script-src 'self' 'sha256-" in policy
     assert "unsafe-eval" not in policy
+    handlers = {path.name: re.findall(r"<[^>]+\son[a-z]+=[^>]*>", path.read_text()) for path in pages_of(site)}
+    assert {name: found for name, found in handlers.items() if found} == {}, "none is allowed within a page"
 
 
 @pytest.mark.parametrize("name", ["notebooks/02_cross_entropy_is_overconfident", "notebooks/06_train_on_acdc"])

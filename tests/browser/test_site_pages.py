@@ -166,8 +166,66 @@ def test_the_print_view_has_pictures_and_no_sliders(visit):
     assert len(page.pdf()) > 10_000
 
 
+def test_the_site_works_from_a_disk(browser, site):
+    """Opened as a file, as from a USB stick: an explorer moves, a prediction is kept, nothing else is asked."""
+    context = browser.new_context(viewport={"width": 1280, "height": 800})
+    page = context.new_page()
+    problems = []
+    page.on("pageerror", lambda error: problems.append(str(error)))
+    page.on("console", lambda told: told.type == "error" and problems.append(told.text))
+    page.on("request", lambda asked: asked.url.startswith(("file:", "data:", "blob:")) or problems.append(asked.url))
+    page.goto((site / "index.html").as_uri())
+    wait_until(page, "document.querySelector('.mbls-live input') !== null")
+    explorer = VoxelExplorer()
+    name = next(iter(VoxelExplorer.static))
+    setattr(explorer, name, positions(explorer, name, MOST[2])[0])
+    page.locator(".mbls-live input").first.focus()
+    page.keyboard.press("Home")
+    assert page.locator(".mbls-readout").inner_text() == explorer.describe(explorer.numbers)
+    wait_until(page, "document.querySelector('.mbls-live img').naturalWidth > 0")
+    page.goto((site / "notebooks" / "02_cross_entropy_is_overconfident.html").as_uri())
+    form = page.locator(".mbls-ask").first
+    form.locator("input[type=radio]").first.check()
+    form.locator("button").click()
+    page.reload()
+    assert "Kept" in page.locator(".mbls-ask .mbls-message").first.inner_text()
+    context.close()
+    assert problems == []
+
+
+def test_nothing_moves_for_readers_who_ask_for_less_motion(visit):
+    moving = """[...document.querySelectorAll('*')].filter(part => {
+        const style = getComputedStyle(part);
+        return style.scrollBehavior === 'smooth' || style.animationName !== 'none'
+            || style.transitionDuration.split(', ').some(duration => parseFloat(duration) > 0);
+    }).length"""
+    name = "notebooks/02_cross_entropy_is_overconfident.html"
+    assert visit(name).page.evaluate(moving) > 0
+    assert visit(name, reduced_motion="reduce").page.evaluate(moving) == 0
+
+
+def test_no_page_is_wider_than_a_phone(visit, site):
+    """What is wider, such as a table, scrolls within its own box."""
+    visited = visit("index.html")
+    visited.page.set_viewport_size({"width": 390, "height": 844})
+    found = {}
+    for name in pages(site):
+        visited.page.goto(f"{visited.served}/{name}")
+        width = visited.page.evaluate("document.documentElement.scrollWidth")
+        if width > 390:
+            found[name] = width
+    assert found == {}
+
+
+def test_the_print_button_prints(visit):
+    page = visit("notebooks/03_logit_distances.html").page
+    page.evaluate("window.print = () => { window.printed = true; }")
+    page.locator("[data-print]").first.evaluate("button => button.click()")
+    assert page.evaluate("window.printed") is True
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("name", ["index", "notebooks/02_cross_entropy_is_overconfident", "api"])
+@pytest.mark.parametrize("name", ["index", "notebooks/02_cross_entropy_is_overconfident", "api", "api/mbls.losses"])
 def test_no_serious_accessibility_fault(visit, name, scheme):
     axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe is not installed (.[site])")
     visited = visit(f"{name}.html", color_scheme=scheme, bypass_csp=True)
