@@ -107,6 +107,8 @@ def test_wrong_options_and_input_are_refused_by_name():
     maps[:, :, 0] = 0
     with pytest.raises(ValueError, match="y: got one-hot"):
         CalibrationMetric(K)(probs, maps)
+    with pytest.raises(ValueError, match="mask: got 2 images, expected 1"):
+        CalibrationMetric(K)(list(probs), list(target), mask=torch.ones(2, 20, 24, dtype=torch.bool))
     with pytest.raises(ValueError, match="y: got None"):
         CalibrationMetric(K)(probs)
     with pytest.raises(ValueError, match="expected probabilities"):
