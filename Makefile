@@ -28,7 +28,7 @@ test test-all: $(STAMP)
 	MBLS_DATA=$(CURDIR)/data/phantom MBLS_PREDICTIONS=$$(mktemp -d)/none.json $(BIN)/python -m pytest --nbval --nbval-current-env --nbval-sanitize-with tests/nbval.cfg notebooks
 
 peers: $(PEERS)/.installed
-	PYTHONPATH=tests/adapters/without_cuda $(PEERS)/bin/python -m pytest tests/adapters tests/test_integrations.py tests/test_posthoc.py
+	PYTHONPATH=$(CURDIR)/tests/adapters/without_cuda $(PEERS)/bin/python -m pytest tests/adapters tests/test_integrations.py tests/test_posthoc.py
 
 # The course as a static site, in site/_build/html.
 site: $(STAMP)

@@ -66,7 +66,7 @@ class CalibrationMetric(CumulativeIterationMetric):
         reduction: Reduction = "mean",
     ) -> None:
         super().__init__()
-        self.options = BinnedFigure(num_classes, figure, region, num_bins, ignore_index).checked()
+        self.options = BinnedFigure(num_classes, figure, region, num_bins, ignore_index)
         self.reduction = _choice("reduction", reduction, Reduction)
 
     def _compute_tensor(
@@ -74,6 +74,9 @@ class CalibrationMetric(CumulativeIterationMetric):
     ) -> torch.Tensor:
         if y is None:
             raise ValueError("y: got None, expected labels")
+        for name, values in (("y", y), ("mask", mask)):
+            if values is not None and len(values) != len(y_pred):
+                raise ValueError(f"{name}: got {len(values)} images, expected {len(y_pred)} like y_pred")
         labels = _labels(y) if y.shape == y_pred.shape else y
         masks = [None] * len(y_pred) if mask is None else mask.split(1)
         images = zip(y_pred.split(1), labels.split(1), masks, strict=True)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import Literal, NamedTuple
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 
@@ -15,13 +16,17 @@ __all__ = ["BinnedFigure", "FigureName"]
 FigureName = Literal["ece", "cece", "ace", "mce"]
 
 
-class BinnedFigure(NamedTuple):
+@dataclass(frozen=True)
+class BinnedFigure:
     """Which figure is meant. The adapters' docstrings say what each option is.
+
+    Raises:
+        ValueError: an option out of range, by its name.
 
     Example:
         >>> import torch
         >>> from mbls.adapters.tables import BinnedFigure
-        >>> ece = BinnedFigure(num_classes=2).checked()
+        >>> ece = BinnedFigure(num_classes=2)
         >>> table = ece.table(torch.tensor([[0.9, 0.1], [0.2, 0.8]]), torch.tensor([0, 1]))
         >>> round(ece.value(table + table), 4)
         0.15
@@ -33,12 +38,10 @@ class BinnedFigure(NamedTuple):
     num_bins: int = 15
     ignore_index: int | None = None
 
-    def checked(self) -> BinnedFigure:
-        """Itself, or a ValueError that names the option that is wrong."""
+    def __post_init__(self) -> None:
         _choice("figure", self.figure, FigureName)
         _choice("region", self.region, Region)
         self._bins()
-        return self
 
     def empty_table(self) -> torch.Tensor:
         """The table of no voxel, (3, K + 1, num_bins) float64: counts, sums of probabilities, hits."""

@@ -69,7 +69,7 @@ class CalibrationMetric(Metric):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        self.options = BinnedFigure(num_classes, figure, region, num_bins, ignore_index).checked()
+        self.options = BinnedFigure(num_classes, figure, region, num_bins, ignore_index)
         self.add_state("table", self.options.empty_table(), dist_reduce_fx="sum")
 
     def update(self, probs: torch.Tensor, target: torch.Tensor, mask: torch.Tensor | None = None) -> None:
