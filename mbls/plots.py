@@ -498,7 +498,7 @@ def reliability_diagram(
 ) -> list[Line2D]:
     """A point a bin, at its mean confidence and its accuracy, and below how many voxels it has.
 
-    A point under the diagonal claims more than it keeps. Bins with less than a hundredth of the voxels are grey: they
+    A point under the diagonal claims more than comes true. Bins with less than a hundredth of the voxels are grey: they
     weigh next to nothing in the ECE.
 
     Args:
@@ -537,8 +537,8 @@ def reading_key(axes: Axes) -> None:
         axes: the upper axes of a diagram.
     """
     style = {"transform": axes.transAxes, "fontsize": 9, "style": "italic", "color": COLOURS["guide"]}
-    axes.text(0.05, 0.95, "claims less\nthan it keeps", va="top", **style)
-    axes.text(0.95, 0.05, "claims more\nthan it keeps", ha="right", **style)
+    axes.text(0.05, 0.95, "claims less\nthan comes true", va="top", **style)
+    axes.text(0.95, 0.05, "claims more\nthan comes true", ha="right", **style)
 
 
 def forest(axes: Axes, table: pd.DataFrame, names: Mapping[str, str], xlabel: str, title: str = "") -> list[Line2D]:

@@ -176,16 +176,16 @@ def _text(cell: Any, digits: int) -> tuple[str, str] | None:
 
 
 def _headline(tables: Tables) -> str:
-    """What the claim and its keeping come to, in a sentence."""
-    row = _row(tables.summary, "overconfidence", "all", "as given")
-    if row is None or not np.isfinite(row["mean"]):
+    """Whether the network claims too much, on average and bin by bin, in a sentence."""
+    rows = [_row(tables.summary, name, "all", "as given") for name in ("overconfidence", "ece")]
+    if any(row is None or not np.isfinite(row["mean"]) for row in rows):
         return ""
-    span = f"{abs(row['mean']):.4f} (95 % interval of confidence - accuracy: {row['low']:.4f} to {row['high']:.4f})"
-    if row["low"] > 0:
-        return f"Over all voxels the network claims more than it keeps, by {span}."
-    if row["high"] < 0:
-        return f"Over all voxels the network claims less than it keeps, by {span}."
-    return f"Over all voxels confidence and accuracy differ by {span}: no direction is certain."
+    mean, low, high = (rows[0][part] for part in ("mean", "low", "high"))
+    found = "claims too much" if low > 0 else "claims too little" if high < 0 else "is about right on average"
+    return (
+        f"Over all voxels the network {found}: its mean confidence minus its accuracy is {mean:.4f} "
+        f"(95 % interval {low:.4f} to {high:.4f}). Bin by bin the two differ by {rows[1]['mean']:.4f} (ECE)."
+    )
 
 
 def _risk(risk: Any) -> dict[str, float] | None:
