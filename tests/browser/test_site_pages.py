@@ -260,6 +260,17 @@ def explorers(served, site):
     return found
 
 
+def opened(page, key):
+    """An explorer, once it lives. What answers a question is folded; as a reader does, open it first."""
+    page.evaluate(
+        f"""const image = document.querySelector('[data-explorer="{key}"]');
+        if (image.closest('details')) image.closest('details').open = true;
+        image.scrollIntoView();"""
+    )
+    wait_until(page, f"document.querySelector('.mbls-live [data-explorer=\"{key}\"]') !== null")
+    return page.locator(f'.mbls-live:has([data-explorer="{key}"])')
+
+
 @pytest.mark.slow  # builds the whole site, which draws a thousand pictures in two minutes
 def test_every_explorer_of_every_page_moves_and_shows_its_own(visit, explorers, site):
     assert sum(map(len, explorers.values())) >= 9
@@ -269,14 +280,7 @@ def test_every_explorer_of_every_page_moves_and_shows_its_own(visit, explorers, 
         for key, told in keys.items():
             weight = sum(path.stat().st_size for path in (site / "_static" / "explorers" / key).iterdir())
             assert weight < 3_000_000, key
-            # What answers a question is folded; as a reader does, open it first.
-            page.evaluate(
-                f"""const image = document.querySelector('[data-explorer="{key}"]');
-                if (image.closest('details')) image.closest('details').open = true;
-                image.scrollIntoView();"""
-            )
-            live = page.locator(f'.mbls-live:has([data-explorer="{key}"])')
-            wait_until(page, f"document.querySelector('.mbls-live [data-explorer=\"{key}\"]') !== null")
+            live = opened(page, key)
             for _ in range(10):
                 place = [chooser.randrange(len(slider["texts"])) for slider in told["sliders"]]
                 for number, wanted in enumerate(place):
@@ -291,6 +295,25 @@ def test_every_explorer_of_every_page_moves_and_shows_its_own(visit, explorers, 
                 assert live.locator("img").get_attribute("src").endswith(f"/{key}/{where}.webp")
             shown = f"document.querySelector('.mbls-live [data-explorer=\"{key}\"]')"
             wait_until(page, f"{shown}.complete && {shown}.naturalWidth > 0")
+
+
+@pytest.mark.slow  # needs the whole site, as the one above
+def test_every_explorer_moves_by_touch_on_a_phone(visit, explorers):
+    for name, keys in explorers.items():
+        page = visit(name, has_touch=True, is_mobile=True).page
+        page.set_viewport_size({"width": 390, "height": 800})
+        for key, told in keys.items():
+            live = opened(page, key)
+            inputs = live.locator("input")
+            for number, one in enumerate(told["sliders"]):
+                for part, wanted in ((0.99, one["texts"][-1]), (0.01, one["texts"][0])):
+                    inputs.nth(number).scroll_into_view_if_needed()
+                    box = inputs.nth(number).bounding_box()
+                    page.touchscreen.tap(box["x"] + part * box["width"], box["y"] + box["height"] / 2)
+                    assert inputs.nth(number).get_attribute("aria-valuetext") == wanted, (key, number)
+                    texts = [inputs.nth(i).get_attribute("aria-valuetext") for i in range(len(told["sliders"]))]
+                    place = [each["texts"].index(text) for each, text in zip(told["sliders"], texts, strict=True)]
+                    assert live.locator(".mbls-readout").inner_text() == told["told"]["-".join(map(str, place))]
 
 
 @pytest.mark.slow  # every page: about a second each
