@@ -1,5 +1,6 @@
 """What a notebook must be, whatever it says; that its outputs still come out is checked by nbval (make test)."""
 
+import ast
 import importlib.util
 import re
 import subprocess
@@ -146,6 +147,22 @@ def test_predictions_are_asked_before_they_are_answered(lesson):
             if cell.cell_type == "code" and cell.outputs and not cell.source.startswith("ask("):
                 assert cell.metadata.get("jupyter", {}).get("outputs_hidden"), (id, cell.source)
                 assert "hide-output" in cell.metadata.get("tags", []), (id, cell.source)
+
+
+def names(cell, kind):
+    tree = ast.parse(TransformerManager().transform_cell(cell.source))
+    return {node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and isinstance(node.ctx, kind)}
+
+
+def test_no_cell_needs_what_a_check_has_assigned(lesson):
+    """The site leaves the checks out when it runs a notebook."""
+    only_there = set()
+    for cell in lesson.cells:
+        if cell.cell_type == "code" and "check" in cell.metadata.get("tags", []):
+            only_there |= names(cell, ast.Store)
+        elif cell.cell_type == "code":
+            only_there -= names(cell, ast.Store)
+            assert not names(cell, ast.Load) & only_there, cell.source
 
 
 def test_a_number_asked_for_does_not_stand_above(lesson):
