@@ -279,7 +279,7 @@ def test_nbval_catches_a_changed_number_in_an_explorer(tmp_path):
     path = tmp_path / "copy.ipynb"
     nbformat.write(source, path)
     assert run_nbval(path).returncode == 0
-    altered = path.read_text().replace("descent ends at d = 3.61", "descent ends at d = 3.62")
+    altered = path.read_text().replace("descent ends at d = 4.34", "descent ends at d = 4.35")
     assert altered != path.read_text()
     path.write_text(altered)
     assert run_nbval(path).returncode == 1
