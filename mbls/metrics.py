@@ -700,10 +700,10 @@ def _smooth_error(confidence: torch.Tensor, hit: torch.Tensor) -> float:
         return float(np.abs(smooth).sum())
 
     # Wider kernels leave less: the difference falls.
-    lowest, highest = 1e-9, 1.0
+    lowest, highest = 1e-9, 2.0  # no error is above 1, but rounding could make it so, and the bracket needs both signs
     if at(lowest) <= lowest:
         return lowest
-    return root_scalar(lambda width: at(width) - width, bracket=(lowest, highest), xtol=1e-9).root
+    return min(root_scalar(lambda width: at(width) - width, bracket=(lowest, highest), xtol=1e-9).root, 1.0)
 
 
 #: What a metric may be conditioned on; see :func:`region_mask`.

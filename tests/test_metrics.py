@@ -556,3 +556,10 @@ def test_smooth_ece_of_certain_and_wrong_is_large_and_of_right_is_zero():
     sure = torch.tensor([[1.0, 0.0]]).repeat(100, 1)
     assert smooth_calibration_error(sure, torch.zeros(100, dtype=torch.long)) < 1e-6
     assert smooth_calibration_error(sure, torch.ones(100, dtype=torch.long)) > 0.9
+
+
+@pytest.mark.parametrize("voxels", [1, 3, 7, 333, 4097])
+def test_smooth_ece_is_at_most_one(voxels):
+    """It is 1 here, and rounding must not put it beyond."""
+    sure = torch.tensor([[1.0, 0.0]], dtype=torch.float64).repeat(voxels, 1)
+    assert 1 - 1e-6 < smooth_calibration_error(sure, torch.ones(voxels, dtype=torch.long)) <= 1
