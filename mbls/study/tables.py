@@ -72,6 +72,7 @@ _SHORT_LOSSES = ("ce", "ce_dice", "ls", "fl", "svls:sigma=1", "mbls:margin=5", "
 _WEIGHTS = {"last": "weights of the last epoch", "best": "weights of the epoch of the best validation DSC"}
 _NAMES = {"ce": "CE", "ls": "LS", "fl": "FL", "ecp": "ECP", "svls": "SVLS", "mbls": "MbLS", "nacl": "NACL"}
 _ADDED = {"dice": "Dice", "hard": "hard L1-ACE", "soft": "soft L1-ACE"}
+_MODELS = {"unet": "U-Net", "attention_unet": "attention U-Net", "unet++": "U-Net++", "swin_unetr": "Swin UNETR"}
 
 
 def label(loss: str) -> str:
@@ -395,7 +396,7 @@ def _spread_table(rows: pd.DataFrame, metrics: Sequence[str], by: Sequence[str])
     spread = mean_and_spread(rows, metrics, by)
     cells = _cells(spread, metrics, bold=len(by) == 1)
     keys = [
-        [label(str(part)) if name == "loss" else str(part) for name, part in zip(by, _as_tuple(key), strict=True)]
+        [label(str(part)) if name == "loss" else _text(part) for name, part in zip(by, _as_tuple(key), strict=True)]
         for key in spread.index
     ]
     lines = [[*key, *(cells[name][place] for name in metrics)] for place, key in enumerate(keys)]
@@ -451,7 +452,11 @@ def _groups(table: pd.DataFrame, columns: Sequence[str]) -> list[tuple[list[str]
     if not columns:
         return [([], table)]
     groups = table.groupby(list(columns), sort=False)
-    return [(list(map(str, cast(tuple, key))), rows) for key, rows in groups]
+    return [(list(map(_text, cast(tuple, key))), rows) for key, rows in groups]
+
+
+def _text(value: object) -> str:
+    return _MODELS.get(str(value), str(value))
 
 
 def _difference(test: dict) -> str:

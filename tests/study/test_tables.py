@@ -173,6 +173,22 @@ def test_every_loss_of_the_study_has_a_name():
     assert len(set(names)) == len(names)
 
 
+def test_every_network_of_the_study_has_a_name(recorded):
+    """The table of backbones names networks in words, whether they were trained or not."""
+    table, patients = recorded
+    ce = table[(table["loss"] == "ce") & (table["train_patients"] == 56) & (table["seed"] == 0)]
+    ce = ce[ce["model"] == "unet"]
+    networks = dict.fromkeys(run.model for run in study(REDUCED, [0], ["losses", "backbones"]))
+    text = study_report(pd.concat([ce.assign(model=name) for name in networks]), patients.iloc[:0], REDUCED)
+    lines = text[text.index("## Backbones") :].splitlines()
+    assert [line.split(" | ")[0] for line in lines if " | CE |" in line][:4] == [
+        "| U-Net",
+        "| attention U-Net",
+        "| U-Net++",
+        "| Swin UNETR",
+    ]
+
+
 def test_a_report_keeps_the_runs_recorded_before(tmp_path):
     """Two reports into one place, of different seeds; the second adds to the first, and repeats nothing."""
     for seed in (0, 1):
