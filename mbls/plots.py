@@ -56,6 +56,7 @@ __all__ = [
     "forest",
     "gap_heat_map",
     "layers",
+    "legend_panel",
     "lines_with_spread",
     "loss_colour",
     "new_figure",
@@ -288,6 +289,17 @@ def structure_legend(axes: Axes, class_names: Sequence[str]) -> Legend:
     return axes.legend(handles=patches, loc="upper center", bbox_to_anchor=(0.5, -0.02), ncols=3, frameon=False)
 
 
+def legend_panel(blank: Axes, axes: Axes) -> Legend:
+    """The legend of some axes in a panel of its own, where it lies over no data.
+
+    Args:
+        blank: an empty panel.
+        axes: what the legend is of.
+    """
+    blank.set_axis_off()
+    return blank.legend(*axes.get_legend_handles_labels(), loc="center", frameon=False)
+
+
 def show_scalar(
     axes: Axes, values: np.ndarray, label: str, title: str = "", limits: tuple[float, float] = (0, 1)
 ) -> AxesImage:
@@ -458,7 +470,6 @@ def lines_with_spread(
         lines.append(axes.errorbar(means.index, means, deviations, label=name, **style))
     axes.set(xlabel=xlabel, ylabel=ylabel)
     axes.grid(alpha=0.3)
-    axes.legend(frameon=False)
     return lines
 
 
@@ -521,7 +532,8 @@ def reliability_diagram(
         at, height = reliability.confidence[place], reliability.accuracy[place]
         if interval is not None and np.isfinite(interval[0][place]):
             axes.plot([at, at], [interval[0][place], interval[1][place]], color=shown, linewidth=2, alpha=0.5)
-        points += axes.plot(at, height, marker="o", markersize=6, color=shown, linestyle="none")
+        # A point at confidence 1 lies on the frame, and is drawn whole.
+        points += axes.plot(at, height, marker="o", markersize=6, color=shown, linestyle="none", clip_on=False)
     colours = [colour if part >= SMALL_SHARE else COLOURS["small"] for part in share]
     below.bar(reliability.edges[:-1], share, np.diff(reliability.edges), align="edge", color=colours, edgecolor="white")
     axes.set(xlim=(0, 1), ylim=(0, 1), ylabel="accuracy", title=title, xticklabels=[])

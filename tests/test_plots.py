@@ -137,7 +137,9 @@ def test_means_and_spreads_of_runs():
     assert np.isfinite(point.lines[0].get_xydata()).all()
     ce, ls = plots.lines_with_spread(axes[0, 1], table, "n", "ece", {"ce": "CE", "ls": "LS"}, "patients", "ECE")
     assert (ce.lines[0].get_xdata().tolist(), ls.lines[0].get_xdata().tolist()) == ([5], [10])
-    assert [text.get_text() for text in axes[0, 1].get_legend().get_texts()] == ["CE", "LS"]
+    legend = plots.legend_panel(axes[0, 0], axes[0, 1])
+    assert [text.get_text() for text in legend.get_texts()] == ["CE", "LS"]
+    assert not axes[0, 0].axison
 
 
 def test_a_film_strip_has_a_row_for_each_network_and_its_times_above():

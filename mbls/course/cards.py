@@ -232,12 +232,21 @@ def _math(text: str) -> str:
 
 def _row_picture(name: str, card: Card) -> plots.Picture:
     figure, ((axes,),) = plots.new_figure(width=3.5, height=2.1, data=None)
+    drawn = _drawn(card)
     axes.plot(_PLACES, _labels().double().mean(0), color=plots.COLOURS["chance"], linewidth=6, label="truth")
-    axes.plot(_PLACES, row_after_training(card.drawn), color=plots.loss_colour(name), linewidth=2, label=card.drawn)
+    axes.plot(_PLACES, row_after_training(card.drawn), color=plots.loss_colour(name), linewidth=2, label=drawn)
     axes.axvline(0, color=plots.COLOURS["guide"], linestyle=":", linewidth=1)
     axes.set(ylim=(-0.03, 1.03), xlabel="voxels across a border", ylabel="probability")
     axes.legend(frameon=False, fontsize=8)
-    return plots.show(figure, f"The truth across a border, and what {card.drawn} makes of it: {_SEEN[name]}")
+    return plots.show(figure, f"The truth across a border, and what {drawn} makes of it: {_SEEN[name]}")
+
+
+def _drawn(card: Card) -> str:
+    """The loss of a picture, as the text names it: "LS, α = 0.1"."""
+    name, (_, *options) = card.name.split(",")[0], card.drawn.split(":")
+    signs = {"alpha": "α", "gamma": "γ", "sigma": "σ", "margin": "m"}
+    values = [option.split("=") for option in options]
+    return ", ".join([name, *(f"{signs[option]} = {value}" for option, value in values)])
 
 
 def _kernel_picture(sigmas: Sequence[float]) -> plots.Picture:

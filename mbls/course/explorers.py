@@ -436,7 +436,7 @@ class LogitExplorer(Explorer):
     """
 
     panels = (1, 3)
-    size = (10.0, 3.4)
+    size = (9.6, 3.4)
     static = ("cavity", "myocardium")
     alt = (
         "Bars of three logits and their distances, bars of the probabilities, "
@@ -537,7 +537,7 @@ class VoxelExplorer(Explorer):
     """
 
     panels = (1, 3)
-    size = (11.0, 3.6)
+    size = (9.6, 3.6)
     static = ("margin", "certainty")
     alt = (
         "Cross-entropy, penalty and their sum along the logit distance; their gradients as bars; "
@@ -687,8 +687,8 @@ class CalibrationMapExplorer(Explorer):
     """
 
     static = ("loss", "margin")
-    panels = (1, 3)
-    size = (12.0, 3.9)
+    panels = (2, 2)
+    size = (9.0, 6.2)
     alt = (
         "The probability that a loss leaves the likeliest class against its true probability, their difference, "
         "and the distances of the losing classes."
@@ -756,20 +756,20 @@ class CalibrationMapExplorer(Explorer):
         q, other = self.GRID, (1 - self.GRID) / (self.NUM_CLASSES - 1)
         thin = {"color": _COLOURS["guide"], "linestyle": "--", "linewidth": 1.2}
         self._curves, self._linear, self._points = [], [], []
-        for ax, truth in zip(axes, (q, 0 * q, np.log(q / other)), strict=True):
+        *panels, blank = axes
+        for ax, truth in zip(panels, (q, 0 * q, np.log(q / other)), strict=True):
             ax.plot(q, truth, color=_COLOURS["chance"], linewidth=6, label="the truth, and cross-entropy")
             self._linear += ax.plot(q, q, label="linear penalty, same weight", **thin)
             self._curves += ax.plot(q, q, linewidth=2, label="this loss")
             self._points += ax.plot([0], [0], "o", color=_COLOURS["now"], markersize=8, label="the voxel")
             ax.set(xlim=(0.25, 1), xlabel="true probability q of the likeliest class")
             ax.grid(alpha=0.3)
-        self._line = axes[2].axhline(0, color=_COLOURS["margin"], linestyle=":", label="margin m")
+        self._line = panels[2].axhline(0, color=_COLOURS["margin"], linestyle=":", label="margin m")
         axes[0].set(ylim=(0.25, 1.01), ylabel="s*", title="what the loss makes of q")
         axes[1].set(ylim=(-0.45, 0.05), ylabel="s* - q", title="how far from the truth")
         axes[2].set(ylim=(0, 7), ylabel="distance of the three losers", title="logit distances of s*")
-        axes[0].legend(fontsize=8, frameon=False, loc="upper left")
-        axes[2].legend(handles=[self._line], fontsize=8, frameon=False, loc="upper left")
-        return [*self._linear, *self._curves, *self._points, self._line]
+        self._legend = plots.legend_panel(blank, panels[2])
+        return [*self._linear, *self._curves, *self._points, self._line, self._legend]
 
     def update(self, numbers: CalibrationMapNumbers) -> None:
         q, linear = numbers.probs, numbers.linear
@@ -778,6 +778,10 @@ class CalibrationMapExplorer(Explorer):
             line.set_ydata(values)
         for line, values in zip(self._curves, (numbers.made, numbers.made - q, numbers.distances), strict=True):
             line.set(ydata=values, color=plots.loss_colour(self.loss))
+        _, _, this_loss, _, margin = self._legend.get_lines()
+        this_loss.set_color(plots.loss_colour(self.loss))
+        for part in (margin, self._legend.get_texts()[-1]):
+            part.set_visible(self.loss == "mbls")
         for dot, value in zip(self._points, (numbers.point, numbers.point - self.q, numbers.distance), strict=True):
             dot.set_data([self.q], [value])
         self._line.set(ydata=[self.margin] * 2, visible=self.loss == "mbls")
@@ -826,7 +830,7 @@ class SliceExplorer(Explorer):
     """
 
     panels = (1, 3)
-    size = (11.0, 3.6)
+    size = (9.6, 3.6)
     static = ("margin", "slice_index")
     alt = (
         "A slice, the number of classes beyond the margin at each voxel, "
@@ -943,7 +947,7 @@ class MarginExplorer(Explorer):
         3
     """
 
-    size = (13.0, 3.9)
+    size = (9.0, 6.4)
     static = ("margin",)
     alt = (
         "Logit distances and reliability diagram of the network trained at the margin, and DSC and ECE of all networks."
@@ -1010,9 +1014,9 @@ class MarginExplorer(Explorer):
         figure, axes = plots.new_figure(1, 1, *self.size, data=self.data)
         axes[0, 0].remove()
         panels = figure.subplot_mosaic(
-            [["distances", "reliability", "dsc", "ece"], ["distances", "voxels", "dsc", "ece"]], height_ratios=(4, 1)
+            [["distances", "reliability"], ["distances", "voxels"], ["dsc", "ece"]], height_ratios=(4, 1, 4)
         )
-        return figure, np.array(list(panels.values()))
+        return figure, np.array([panels[name] for name in ("distances", "reliability", "dsc", "ece", "voxels")])
 
     def draw(self, axes: np.ndarray) -> list[Artist]:
         histogram, diagram, dsc, ece, counts = axes

@@ -31,7 +31,8 @@ def curves_figure(curves: pd.DataFrame, names: Mapping[str, str] | None = None, 
     names = _SHOWN if names is None else names
     seeds = len(set(curves["seed"]))
     spread = "" if seeds == 1 else f", mean and range of {seeds} seeds"
-    figure, (axes,) = plots.new_figure(1, 5, width=15, height=3.5, data=f"{data}, validation patients{spread}")
+    figure, axes = plots.new_figure(2, 3, height=5.4, data=f"{data}, validation patients{spread}")
+    *panels, blank = axes.ravel()
     columns = {
         "val_dsc": "DSC",
         "val_ece": "ECE, all voxels",
@@ -41,9 +42,9 @@ def curves_figure(curves: pd.DataFrame, names: Mapping[str, str] | None = None, 
     }
     # A network that has hardly begun would stretch the axis.
     late = rows_where(curves, curves["epoch"] >= 5)
-    for ax, (column, title) in zip(axes, columns.items(), strict=True):
+    for ax, (column, title) in zip(panels, columns.items(), strict=True):
         plots.curves_with_band(ax, late, "epoch", column, names, "epoch", title)
-    axes[0].legend(frameon=False, fontsize=8, loc="lower right")
+    plots.legend_panel(blank, panels[0])
     return figure
 
 
@@ -66,13 +67,20 @@ def reliability_figure(
     known = set(bins["loss"])
     names = {loss: name for loss, name in (names or _SHOWN).items() if loss in known}
     shown = f"{data}, {len(set(bins['subject']))} test patients, {len(set(bins['seed']))} seeds"
-    figure, (pairs,) = plots.new_reliability_figure(len(names), data=f"{shown}; bars: 95 % intervals over patients")
-    for pair, (loss, name) in zip(pairs, names.items(), strict=True):
+    columns = 2 if len(names) == 4 else min(len(names), 3)
+    rows = -(-len(names) // columns)
+    shown = f"{shown}; bars: 95 % intervals over patients"
+    width, height = (3.0, 3.7) if columns == 3 else (3.6, 3.5)
+    figure, pairs = plots.new_reliability_figure(columns, rows, width, height, data=shown)
+    places = pairs.reshape(-1, 2)
+    for axes in places[len(names) :].ravel():
+        axes.set_visible(False)
+    for (upper, lower), (loss, name) in zip(places, names.items(), strict=False):
         pooled, interval = reliability_over_subjects(rows_where(bins, bins["loss"] == loss), region)
         gaps = np.nan_to_num(np.abs(pooled.confidence - pooled.accuracy))
         ece = float((gaps * pooled.count).sum() / pooled.count.sum())
         title = f"{name}, {region}\npooled ECE {ece:.3f}"
-        plots.reliability_diagram(pair, pooled, interval, title, plots.loss_colour(loss))
+        plots.reliability_diagram((upper, lower), pooled, interval, title, plots.loss_colour(loss))
     return figure
 
 
@@ -86,12 +94,12 @@ def forest_figure(tests: pd.DataFrame, names: Mapping[str, str] | None = None, d
     """
     names = {loss: label(loss) for loss in dict.fromkeys(tests["loss"])} if names is None else names
     shown = f"{data}, test patients; bars: 95 % intervals over patients"
-    figure, (axes,) = plots.new_figure(1, 4, width=13, height=1.4 + 0.27 * len(names), data=shown)
+    figure, axes = plots.new_figure(2, 2, height=2 * (0.9 + 0.2 * len(names)), data=shown)
     titles = {"dsc": "DSC", "ece": "ECE, all voxels", "ece_fg": "ECE, foreground", "nll": "NLL"}
-    for place, (ax, (metric, title)) in enumerate(zip(axes, titles.items(), strict=True)):
+    for place, (ax, (metric, title)) in enumerate(zip(axes.ravel(), titles.items(), strict=True)):
         better = "right is better" if metric == "dsc" else "left is better"
         plots.forest(ax, rows_where(tests, tests["metric"] == metric), names, f"minus CE ({better})", title)
-        if place:
+        if place % 2:
             ax.set_yticklabels([])
     return figure
 
@@ -106,10 +114,12 @@ def few_patients_figure(rows: pd.DataFrame, names: Mapping[str, str] | None = No
     """
     names = _SHOWN if names is None else names
     shown = f"{data}, test patients; bars: standard deviation over the seeds"
-    figure, (axes,) = plots.new_figure(1, 3, width=12, height=3.8, data=shown)
+    figure, axes = plots.new_figure(2, 2, height=6.2, data=shown)
+    *panels, blank = axes.ravel()
     titles = {"dsc": "DSC", "ece": "ECE, all voxels", "ece_fg": "ECE, foreground"}
-    for ax, (column, title) in zip(axes, titles.items(), strict=True):
+    for ax, (column, title) in zip(panels, titles.items(), strict=True):
         plots.lines_with_spread(ax, rows, "train_patients", column, names, "training patients", title)
+    plots.legend_panel(blank, panels[0])
     return figure
 
 
@@ -123,7 +133,7 @@ def scaling_figure(rows: pd.DataFrame, names: Mapping[str, str] | None = None, d
     """
     names = _SHOWN if names is None else names
     shown = f"{data}, test patients, mean of {len(set(rows['seed']))} seeds"
-    figure, (axes,) = plots.new_figure(1, 2, width=10, height=1.4 + 0.3 * len(names), data=shown)
+    figure, (axes,) = plots.new_figure(1, 2, height=1.4 + 0.3 * len(names), data=shown)
     for ax, (column, title) in zip(axes, {"ece_fg": "ECE, foreground", "ece": "ECE, all voxels"}.items(), strict=True):
         label = "as trained (open), after one temperature (full)"
         plots.before_and_after(ax, rows, column, f"scaled_{column}", names, label, title)

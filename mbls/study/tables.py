@@ -21,6 +21,7 @@ __all__ = [
     "PAPER_METRICS",
     "RANKED",
     "TESTED",
+    "in_words",
     "label",
     "mean_and_spread",
     "paired_tests",
@@ -28,6 +29,7 @@ __all__ = [
     "per_subject",
     "ranks",
     "short_table",
+    "spread_in_words",
     "study_report",
 ]
 
@@ -234,6 +236,54 @@ def part_of(table: pd.DataFrame, protocol: Protocol, part: Part, weights: Weight
     return table.iloc[rows[order[rows] < len(wanted)]]
 
 
+def in_words(table: pd.DataFrame) -> pd.DataFrame:
+    """A table for readers: metrics by their titles and with their digits, losses by their names.
+
+    Args:
+        table: columns are metrics, as training names them ("val_ece_fg") or judging ("ece_fg"). Where a level of the
+            index is called "loss", its entries are losses.
+
+    Returns:
+        Texts, in the order of the table.
+
+    Raises:
+        ValueError: a column that is no metric.
+
+    Example:
+        >>> means = pd.DataFrame({"dsc": [0.81234], "ece_fg": [0.1]}, index=pd.Index(["mbls:margin=5"], name="loss"))
+        >>> in_words(means).to_dict("index")
+        {'MbLS m = 5': {'DSC': '0.812', 'ECE, foreground': '0.1000'}}
+    """
+    metrics = [str(name).removeprefix("val_") for name in table.columns]
+    cells = {
+        _title(metric): [f"{value:.{_digits(metric)}f}" for value in table[name]]
+        for name, metric in zip(table.columns, metrics, strict=True)
+    }
+    shown = pd.DataFrame(cells, index=table.index)
+    return shown.rename(index=label, level="loss") if "loss" in table.index.names else shown
+
+
+def spread_in_words(runs: pd.DataFrame, metrics: Sequence[str]) -> pd.DataFrame:
+    """Mean and standard deviation over the seeds, as texts such as "0.866 ± 0.003".
+
+    Args:
+        runs: a run a row.
+        metrics: columns of the table.
+
+    Returns:
+        A row a loss, in the order of the table, with its name and the titles of the metrics.
+
+    Example:
+        >>> runs = pd.DataFrame({"loss": ["ce", "ce"], "dsc": [0.7, 0.9]})
+        >>> spread_in_words(runs, ["dsc"]).to_dict("index")
+        {'CE': {'DSC': '0.800 ± 0.141'}}
+    """
+    spread = mean_and_spread(runs, metrics)
+    cells = _cells(spread, metrics)
+    shown = pd.DataFrame({_title(name): cells[name] for name in metrics}, index=spread.index)
+    return shown.rename(index=lambda loss: _SCALED_CE_NAME if loss == _SCALED_CE else label(loss))
+
+
 def short_table(table: pd.DataFrame, protocol: Protocol) -> pd.DataFrame:
     """The study in a few rows: mean and spread over the seeds of the weights that the protocol judges first, of the
     losses that say most, and of CE after temperature scaling. The README and notebook 06 show it.
@@ -249,12 +299,9 @@ def short_table(table: pd.DataFrame, protocol: Protocol) -> pd.DataFrame:
     metrics = ("dsc", "ece", "ece_fg", "nll", "mean_distance")
     scaled = rows[rows["loss"] == "ce"].assign(loss=_SCALED_CE)
     scaled = scaled.assign(**{name: scaled[f"{SCALED}{name}"] for name in metrics if name != "dsc"})
-    spread = mean_and_spread(pd.concat([rows, scaled]), metrics)
-    shown = {loss: label(loss) for loss in _SHORT_LOSSES} | {_SCALED_CE: _SCALED_CE_NAME}
-    kept = [loss for loss in shown if loss in spread.index]
-    cells = _cells(spread, metrics)
-    shorter = pd.DataFrame({_title(name): cells[name] for name in metrics}, index=spread.index).loc[kept]
-    return shorter.set_axis([shown[loss] for loss in kept]).rename_axis("loss")
+    shown = spread_in_words(pd.concat([rows, scaled]), metrics)
+    names = [*map(label, _SHORT_LOSSES), _SCALED_CE_NAME]
+    return shown.loc[[name for name in names if name in shown.index]]
 
 
 def _cells(spread: pd.DataFrame, metrics: Sequence[str], bold: bool = False) -> dict[str, list[str]]:

@@ -19,7 +19,7 @@ def test_every_loss_of_the_tables_is_on_a_card():
 def test_a_card_shows_formula_text_and_pictures_with_alt_text():
     html = loss_cards("svls", "mbls")._repr_mimebundle_()["text/html"]
     assert html.count("<img") == 3
-    assert "what svls:sigma=1 makes of it" in html
+    assert "what SVLS, σ = 1 makes of it" in html
     assert rf"\({CARDS['mbls'].formula}\)" in html
     assert "$" not in html
     with pytest.raises(ValueError, match="names: got 'hinge', expected some of ce"):

@@ -26,6 +26,7 @@ from mbls.course.explorers import (
 from mbls.data.home import data_home
 from mbls.losses import EntropyPenaltyLoss, FocalLoss
 from mbls.metrics import expected_calibration_error
+from mbls.plots import LOSS_COLOURS
 
 
 def chances(n=2000):
@@ -287,6 +288,14 @@ def test_map_explorer_margin_goes_from_the_linear_penalty_to_cross_entropy():
     assert off == sorted(off, reverse=True)
     assert off[-1] < 1e-12
     assert "truth is told" in explorer.readout.value
+
+
+def test_map_explorer_has_a_legend_in_the_colour_of_the_loss():
+    explorer = CalibrationMapExplorer(loss="mbls")
+    _, _, this_loss, _, margin = explorer._legend.get_lines()
+    assert (this_loss.get_color(), margin.get_visible()) == (LOSS_COLOURS["mbls"], True)
+    explorer.loss = "ls"
+    assert (this_loss.get_color(), margin.get_visible()) == (LOSS_COLOURS["ls"], False)
 
 
 def test_map_explorer_greys_out_what_a_loss_does_not_have():

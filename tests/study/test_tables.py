@@ -12,6 +12,7 @@ from mbls.study.report import write_report
 from mbls.study.tables import (
     RANKED,
     TESTED,
+    in_words,
     label,
     mean_and_spread,
     paired_tests,
@@ -166,6 +167,16 @@ def test_short_table_has_the_scaled_cross_entropy(recorded):
     last = last[last["model"] == "unet"]
     assert short.loc["CE, temperature-scaled", "ECE"].startswith(f"{last['scaled_ece'].mean():.4f}")
     assert short.loc["CE", "DSC"].startswith(f"{last['dsc'].mean():.3f}")
+
+
+def test_a_table_in_words_names_losses_and_metrics():
+    index = pd.MultiIndex.from_product([["ce", "svls:sigma=2"], ["best", "last"]], names=["loss", "weights"])
+    table = pd.DataFrame({"val_dsc": 0.5, "scaled_ece_fg": 0.25, "temperature": 1.5}, index=index)
+    shown = in_words(table)
+    assert list(shown.columns) == ["DSC", "ECE, foreground, scaled", "T"]
+    assert shown.loc[("SVLS σ = 2", "last")].tolist() == ["0.500", "0.2500", "1.50"]
+    with pytest.raises(ValueError, match="colour"):
+        in_words(pd.DataFrame({"colour": [1.0]}))
 
 
 def test_every_loss_of_the_study_has_a_name():
