@@ -83,7 +83,9 @@ def write_pictures(out: str | Path, protocol: Protocol) -> list[Path]:
     if not part_of(runs, protocol, "losses").empty:
         figures["curves"] = curves_figure(part_of(curves, protocol, "losses"))
         figures["reliability"] = reliability_figure(bins)
-        figures["forest"] = forest_figure(paired_tests(part_of(subjects, protocol, "losses")))
+        tests = paired_tests(part_of(subjects, protocol, "losses"))
+        if not tests.empty:  # CE alone has nothing to be compared with
+            figures["forest"] = forest_figure(tests)
     few = part_of(runs, protocol, "few_patients", protocol.base.judged[0])
     if len(set(few["train_patients"])) > 1:
         figures["few_patients"] = few_patients_figure(few)
@@ -120,6 +122,8 @@ def _with_recorded(new: pd.DataFrame, path: Path, protocol: Protocol) -> pd.Data
     if not path.is_file():
         return new
     old = pd.read_csv(path)
+    if new.empty:  # its columns, of another version perhaps, would be empty too
+        return old
     known = set(zip(*(new[name] for name in KEYS), strict=True))
     other = np.array([key not in known for key in zip(*(old[name] for name in KEYS), strict=True)], dtype=bool)
     return _kept(pd.concat([rows_where(old, other), new], ignore_index=True), protocol)

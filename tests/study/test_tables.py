@@ -218,6 +218,23 @@ def test_a_report_keeps_the_runs_recorded_before(tmp_path):
     assert len(rows) == len(expected)
 
 
+def test_a_report_of_other_networks_leaves_the_curves_as_they_were(tmp_path):
+    """Only the U-Net's curves are recorded; a column that came later would be an empty one there."""
+    for name, source in {"results": "", "cases": "_subjects", "curves": "_curves", "subject_bins": "_bins"}.items():
+        table = pd.read_csv(f"{RECORDED}{source}.csv")
+        table[(table["seed"] == 0) & (table["loss"] == "ce")].to_csv(tmp_path / f"{name}.csv", index=False)
+    write_report(tmp_path, tmp_path / "study", REDUCED)
+    before = {end: (tmp_path / f"study_{end}.csv").read_bytes() for end in ("curves", "bins")}
+    for name in ("results", "cases", "curves", "subject_bins"):
+        table = pd.read_csv(tmp_path / f"{name}.csv").assign(model="unet++")
+        if name == "curves":
+            table = table.rename(columns={"val_brier": "val_new"})
+        table.to_csv(tmp_path / f"{name}.csv", index=False)
+    write_report(tmp_path, tmp_path / "study", REDUCED)
+    assert set(pd.read_csv(tmp_path / "study.csv")["model"]) >= {"unet", "unet++"}
+    assert before == {end: (tmp_path / f"study_{end}.csv").read_bytes() for end in before}
+
+
 def test_a_report_of_one_part_leaves_out_the_pictures_of_the_others(tmp_path):
     for name, source in {"results": "", "cases": "_subjects", "curves": "_curves", "subject_bins": "_bins"}.items():
         table = pd.read_csv(f"{RECORDED}{source}.csv")
