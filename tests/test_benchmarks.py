@@ -13,6 +13,7 @@ from benchmarks.whole_training import efficiency
 ROOT = Path(__file__).resolve().parents[1]
 
 
+@pytest.mark.slow  # every benchmark once, 40 s
 def test_quick_run_writes_every_section(tmp_path):
     subprocess.run(
         [sys.executable, "-m", "benchmarks", "--quick", "--out", str(tmp_path)],

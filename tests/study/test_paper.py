@@ -68,6 +68,7 @@ def test_the_fixed_split_is_stratified_and_any_beginning_of_it_too(acdc_root):
         assert max(groups.values()) - min(groups.values()) <= 1
 
 
+@pytest.mark.slow  # trains 38 networks, a minute and a half
 def test_every_row_trains(phantom_root, tmp_path):
     """All of the study with small networks, one epoch, and as many patients as a small phantom has."""
     shape = {"split": None, "patients": (2, 1, 1), "size": 64, "crop": 128, "surface": False}
