@@ -135,7 +135,8 @@ def _run(notebook: nbformat.NotebookNode, path: Path) -> None:
         for _ in [output for output in cell.outputs if output in _explorers_in(notebook)]:
             number += 1
             code = "from pathlib import Path; from mbls.course.static import write_static\n"
-            code += f"write_static(_, Path({str(EXPLORERS)!r}), {f'{path.stem}-{number}'!r})"
+            # Out, and not _, which a cell may have assigned: IPython then leaves it alone.
+            code += f"write_static(Out[max(Out)], Path({str(EXPLORERS)!r}), {f'{path.stem}-{number}'!r})"
             cells.append(nbformat.v4.new_code_cell(code))
             last = len(cells)
     notebook.cells = cells[:last]

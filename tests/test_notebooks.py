@@ -283,16 +283,3 @@ def test_nbval_catches_a_changed_number_in_an_explorer(tmp_path):
     assert altered != path.read_text()
     path.write_text(altered)
     assert run_nbval(path).returncode == 1
-
-
-@pytest.mark.parametrize("path", LESSONS, ids=lambda path: path.stem)
-def test_the_underscore_stays_the_last_output(path):
-    """The site's builder takes an explorer from it; a notebook that assigns it would stop that."""
-    for cell in nbformat.read(path, as_version=4).cells:
-        if cell.cell_type == "code":
-            for statement in ast.parse(cell.source).body:
-                targets = [node for node in ast.walk(statement) if isinstance(node, ast.Name)]
-                own = isinstance(statement, ast.FunctionDef | ast.ClassDef)
-                comprehension = any(isinstance(node, ast.comprehension) for node in ast.walk(statement))
-                stored = [node for node in targets if node.id == "_" and isinstance(node.ctx, ast.Store)]
-                assert own or comprehension or not stored, cell.source

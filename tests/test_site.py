@@ -11,6 +11,7 @@ import sys
 import urllib.parse
 from pathlib import Path
 
+import nbformat
 import pytest
 from PIL import Image
 
@@ -45,6 +46,24 @@ def test_a_page_gets_a_picture_and_a_sentence_for_every_position(tmp_path, monke
     for where in (*page["told"], "start"):
         with Image.open(tmp_path / "logit" / f"{where}.webp") as picture:
             assert picture.size == (page["width"], page["height"])
+
+
+def test_an_explorer_is_drawn_whatever_a_notebook_assigns_before(tmp_path, monkeypatch):
+    """IPython leaves `_` alone once a cell has assigned it."""
+    pytest.importorskip("sphinx", reason="Sphinx is not installed (pip install -e '.[site]')")
+    monkeypatch.syspath_prepend(ROOT / "site")
+    build = importlib.import_module("build")
+    monkeypatch.setattr(build, "EXPLORERS", tmp_path)
+    monkeypatch.setenv("MBLS_PREDICTIONS", "")  # _run sets it
+    told = (
+        "import mbls.course.static as s\ns.write_static = lambda shown, folder, key: (folder / key).write_text(shown)"
+    )
+    shown = nbformat.v4.new_code_cell("'the explorer'")
+    html = {"text/html": '<img class="mbls-explorer">'}
+    shown.outputs = [nbformat.v4.new_output("display_data", html)]
+    cells = [nbformat.v4.new_code_cell(f"{told}\n_ = 'no output'"), shown]
+    build._run(nbformat.v4.new_notebook(cells=cells), tmp_path / "lesson.ipynb")
+    assert (tmp_path / "lesson-1").read_text() == "the explorer"
 
 
 def pages_of(site):
