@@ -24,7 +24,7 @@ from matplotlib.colors import LinearSegmentedColormap
 from scipy.stats import norm
 
 from mbls import plots
-from mbls.losses import SVLSLoss, build_loss
+from mbls.losses import SVLSLoss, build_loss, parse_loss
 
 __all__ = ["CARDS", "Card", "Cards", "loss_cards", "row_after_training"]
 
@@ -243,10 +243,9 @@ def _row_picture(name: str, card: Card) -> plots.Picture:
 
 def _drawn(card: Card) -> str:
     """The loss of a picture, as the text names it: "LS, α = 0.1"."""
-    name, (_, *options) = card.name.split(",")[0], card.drawn.split(":")
+    _, options = parse_loss(card.drawn)
     signs = {"alpha": "α", "gamma": "γ", "sigma": "σ", "margin": "m"}
-    values = [option.split("=") for option in options]
-    return ", ".join([name, *(f"{signs[option]} = {value}" for option, value in values)])
+    return ", ".join([card.name.split(",")[0], *(f"{signs[option]} = {value}" for option, value in options.items())])
 
 
 def _kernel_picture(sigmas: Sequence[float]) -> plots.Picture:
